@@ -1,0 +1,334 @@
+"""Turns the command line into runs, and their outcomes into an exit status and what cron mails.
+
+It never decides about data. The one broad catch of the agent is in `main`.
+"""
+
+import argparse
+import logging
+import logging.handlers
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from check_zfs_sync import __version__
+from check_zfs_sync.service import Service, SyncResource, Target, load_services
+from check_zfs_sync.statefile import State
+from zfs_sync_agent import plan, record, status, transport
+from zfs_sync_agent.branch import Context
+from zfs_sync_agent.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_USAGE,
+    BrokenChain,
+    Interrupted,
+    Misconfigured,
+    SyncError,
+    worst_exit,
+)
+from zfs_sync_agent.execute import Outcome, Run, Settings
+from zfs_sync_agent.model import Names
+from zfs_sync_agent.record import Record
+
+CONFIG_DIR = "/etc/zfs_sync"
+STATE_DIR = "/var/lib/zfs_sync"
+SYSLOG = "/dev/log"
+
+ALERT = 60
+LOG = logging.getLogger("zfs_sync_agent")
+
+# Which groups of targets an action reaches.
+GROUPS = {
+    "syncnodes": frozenset({"nodes", "local", "named"}),
+    "syncdrp": frozenset({"drpnodes"}),
+    "syncupdate": frozenset({"nodes", "local", "named", "drpnodes"}),
+    "syncfull": frozenset({"nodes", "local", "named", "drpnodes"}),
+}
+ACTIONS = {
+    "syncnodes": "synchronize the targets of `nodes`, local and named ones",
+    "syncdrp": "synchronize the targets of `drpnodes`",
+    "syncupdate": "synchronize all targets",
+    "syncfull": "consent to fill a target whose replica is gone or was moved away",
+    "status": "show every resource and target, from the state files of this node",
+    "validate": "check the service files and say what is ignored",
+}
+# Part of the command line, and of a later version.
+LATER = ("syncresync", "takeover", "forget")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line; everything else about it is derived from this."""
+    parser = argparse.ArgumentParser(
+        prog="zfs_sync_agent",
+        description="Replicate ZFS datasets to other nodes with snapshots, send and receive.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="actions:\n"
+        + "\n".join(f"  {name:<11} {text}" for name, text in ACTIONS.items())
+        + "\n\nexit status: 0 in sync, 1 a target failed (the next run retries), 2 usage or"
+        "\nconfiguration, 3 a broken chain or a refusal: a person must act. See zfs_sync_agent(8).",
+    )
+    add = parser.add_argument
+    add("action", choices=[*ACTIONS, *LATER], metavar="ACTION", help="see below")
+    add("-s", "--service", action="append", default=[], help="only this service (repeatable)")
+    add("--rid", action="append", default=[], help="only this sync resource (repeatable)")
+    add("--node", action="append", default=[], help="only this target (repeatable)")
+    add("-n", "--dry-run", action="store_true", help="print the plan, change nothing")
+    add("-v", "--verbose", action="store_true", help="log to stderr too")
+    add("--json", action="store_true", help="status as a list of JSON objects")
+    add("--config-dir", metavar="DIR", default=CONFIG_DIR, help=f"service files ({CONFIG_DIR})")
+    add("--state-dir", metavar="DIR", default=STATE_DIR, help=f"state files ({STATE_DIR})")
+    add("--nodename", metavar="NAME", default=os.uname().nodename, help="this node's name")
+    add("-V", "--version", action="version", version=f"zfs_sync_agent {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the agent and exit."""
+    args = build_parser().parse_args(argv)
+    try:
+        _handle_signals()
+        _log_to(args.verbose)
+        transport.extend_path()
+        code = run(args)
+    except Interrupted as interrupted:
+        print(f"zfs_sync_agent: ended by signal {interrupted.signum}", file=sys.stderr)
+        code = 128 + interrupted.signum
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 - a traceback is no message
+        LOG.exception("internal failure")
+        print(f"zfs_sync_agent: internal failure: {error!r}; please report it", file=sys.stderr)
+        code = EXIT_FAILED
+    sys.exit(code)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says; return the exit status."""
+    services, problems = load_services(
+        args.config_dir, nodename=args.nodename, names=tuple(args.service)
+    )
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    codes = {EXIT_USAGE} if problems else {EXIT_OK}
+    resources = [one for service in services for one in service.resources]
+    if complaint := _unknown_names(args, resources, problems=bool(problems)):
+        print(f"zfs_sync_agent: {complaint}", file=sys.stderr)
+        return EXIT_USAGE
+    if args.rid:
+        resources = [one for one in resources if one.rid in args.rid]
+    if args.action == "validate":
+        _validate(services)
+    elif args.action == "status":
+        status.show(resources, args.state_dir, args.node, as_json=args.json)
+    else:
+        codes |= {_run_resource(args, one) for one in resources if one.src is not None}
+    return worst_exit(codes)
+
+
+def _unknown_names(
+    args: argparse.Namespace, resources: list[SyncResource], *, problems: bool
+) -> str | None:
+    """Return what is wrong with the command line as a whole, None if nothing is."""
+    if args.action in LATER:
+        return f"{args.action} is not in this version ({__version__}); see zfs_sync_agent(8)"
+    rids = {one.rid for one in resources}
+    nodes = {target.node for one in resources for target in one.targets}
+    for option, given, known in (("--rid", args.rid, rids), ("--node", args.node, nodes)):
+        if unknown := [name for name in given if name not in known]:
+            listed = ", ".join(sorted(known)) or "none"
+            return f"{option} {unknown[0]}: unknown; the service files have: {listed}"
+    if args.action == "syncfull" and not args.node:
+        return "syncfull: say which target with --node: it sends everything again"
+    if not resources and not problems and args.action != "validate":
+        return f"no zfs sync resource in {args.config_dir}; see zfs_sync.conf(5)"
+    return None
+
+
+def _validate(services: Sequence[Service]) -> None:
+    for service in services:
+        for text in service.ignored:
+            print(f"{service.file}: ignored: {text}")
+        for one in service.resources:
+            targets = ", ".join(target.node for target in one.targets) or "none from this node"
+            print(f"{service.file}: {one.rid}: {one.src or 'no src here'} to {targets}: valid")
+
+
+# --- one resource -----------------------------------------------------------------------------
+
+
+def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
+    """Run one resource; return its exit status."""
+    assert resource.src is not None  # noqa: S101 - the caller asks sources only
+    empty = State(
+        service=resource.service,
+        rid=resource.rid,
+        source=args.nodename,
+        here=args.nodename,
+        src=resource.src,
+        sync_max_delay=resource.sync_max_delay,
+        agent=__version__,
+        targets={},
+    )
+    rec = Record(args.state_dir, empty)
+    label = f"{resource.service}/{resource.rid}"
+    try:
+        if not _wants_to_run(resource):
+            return EXIT_OK
+        lock = record.acquire(rec.lock_path())
+        if isinstance(lock, int):
+            return _locked(label, resource, lock)
+        outcomes = _run(args, resource, rec, lock)
+    except OSError as error:
+        print(f"{label}: {error.strerror}: {error.filename}", file=sys.stderr)
+        return EXIT_FAILED
+    except SyncError as error:
+        return _tell(label, resource, rec, [Outcome("", "", error)])
+    return _tell(label, resource, rec, outcomes)
+
+
+def _wants_to_run(resource: SyncResource) -> bool:
+    """Tell what only_if says. Raises Misconfigured where there is no such command."""
+    if resource.only_if is None:
+        return True
+    code = transport.run_user_command(resource.only_if)
+    if code in (126, 127):
+        raise Misconfigured(
+            f"only_if = {resource.only_if} cannot be run: exit {code}",
+            untouched="everything",
+            hint=f"name a command that exists and is executable ({resource.file})",
+        )
+    return code == 0
+
+
+def _locked(label: str, resource: SyncResource, since: int) -> int:
+    """A second run is no failure, unless the first one is late itself."""
+    held = record.now() - since
+    text = f"another run has held the lock for {held} s, since {record.utc(since)}"
+    LOG.info("%s - INFO - %s", label.upper().replace("/", "."), text)
+    if held <= resource.sync_max_delay:
+        return EXIT_OK
+    print(
+        f"{label}: {text}: longer than sync_max_delay ({resource.sync_max_delay} s)\n"
+        "  untouched: everything\n  next:      look at what it does: ps -ef | grep zfs",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED
+
+
+def _run(
+    args: argparse.Namespace, resource: SyncResource, rec: Record, lock: record.Lock
+) -> list[Outcome]:
+    prefix = f"{resource.service}.{resource.rid}".upper()
+    context = Context(
+        resource,
+        plan.Identity(args.nodename, resource.service, resource.rid),
+        Names(resource.snap_prefix),
+        info=lambda text: LOG.info("%s - INFO - %s", prefix, text),
+        warn=lambda text: LOG.warning("%s - WARNING - %s", prefix, text),
+    )
+    settings = Settings(
+        nodename=args.nodename,
+        consent=args.action == "syncfull",
+        dry_run=args.dry_run,
+        show=print,
+    )
+    targets = [target for target in resource.targets if _is_wanted(args, target)]
+    if not targets:
+        lock.close()
+        return []
+    return Run(context, settings, rec, lock, targets).go()
+
+
+def _is_wanted(args: argparse.Namespace, target: Target) -> bool:
+    return target.group in GROUPS[args.action] and (not args.node or target.node in args.node)
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+def _tell(label: str, resource: SyncResource, rec: Record, outcomes: Sequence[Outcome]) -> int:
+    """Log every failure; print the block of those that are news. Return the exit status."""
+    codes = {EXIT_OK}
+    prefix = f"{resource.service}.{resource.rid}".upper()
+    for outcome in outcomes:
+        error = outcome.error
+        if error is None:
+            continue
+        codes.add(error.exit_code)
+        level = ALERT if isinstance(error, BrokenChain) else logging.ERROR
+        name = logging.getLevelName(level)
+        who = f"{label} to {outcome.node}" if outcome.node else label
+        LOG.log(level, "%s - %s - %s", prefix, name, f"{who}: {error.reason}")
+        if _is_news(outcome, rec, resource):
+            print(error.block(who), file=sys.stderr)
+    return worst_exit(codes)
+
+
+def _is_news(outcome: Outcome, rec: Record, resource: SyncResource) -> bool:
+    """A block comes at the first failure, when its reason changes, once per sync_max_delay."""
+    error = outcome.error
+    if error is None or not outcome.node:
+        return True
+    now = record.now()
+    entry = rec.entry(outcome.node, outcome.dst)
+    same = entry.alert_reason == _gist(error.reason)
+    if same and entry.alerted is not None and now - entry.alerted < resource.sync_max_delay:
+        return False
+    try:
+        rec.update(
+            outcome.node,
+            outcome.dst,
+            lambda one: one._replace(alerted=now, alert_reason=_gist(error.reason)),
+        )
+    except SyncError:  # nowhere to remember it: told again at the next run
+        LOG.warning("the state file cannot be written; this alert will be repeated")
+    return True
+
+
+def _gist(reason: str) -> str:
+    """Return a reason without its numbers: bytes and process ids differ at every run."""
+    return re.sub(r"\d+", "#", reason)
+
+
+# --- the process ------------------------------------------------------------------------------
+
+
+def _handle_signals() -> None:
+    def end(signum: int, _: FrameType | None) -> None:
+        transport.children.kill_all()
+        raise Interrupted(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, end)
+
+
+class _Syslog(logging.handlers.SysLogHandler):
+    """A broken chain is logged at syslog's level alert, which logging does not have."""
+
+    priority_map = {**logging.handlers.SysLogHandler.priority_map, "ALERT": "alert"}  # noqa: RUF012 - as in the class above it
+
+
+def _log_to(verbose: bool) -> None:  # noqa: FBT001 - the flag itself
+    """Send the log to syslog; with -v to stderr too."""
+    logging.addLevelName(ALERT, "ALERT")
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    if Path(SYSLOG).exists():
+        try:
+            syslog = _Syslog(SYSLOG, _Syslog.LOG_DAEMON)
+        except OSError:
+            pass  # a socket that nobody reads: stderr and the exit status remain
+        else:
+            syslog.ident = f"zfs_sync_agent[{os.getpid()}]: "
+            LOG.addHandler(syslog)
+    if verbose:
+        shown = logging.StreamHandler()
+        shown.setFormatter(logging.Formatter("* %(message)s"))
+        LOG.addHandler(shown)
+    if not LOG.handlers:
+        LOG.addHandler(logging.NullHandler())

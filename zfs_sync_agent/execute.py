@@ -1,0 +1,529 @@
+"""Carries out one run of one sync resource: observe, plan, branches in parallel, finish, record.
+
+It never decides what to write; plan does. It never holds up one target for another: a new or
+lagging one joins with a snapshot and a lock of its own.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from check_zfs_sync.service import SyncResource, Target
+from check_zfs_sync.statefile import Snapshot as StateSnapshot
+from check_zfs_sync.statefile import Success, digest
+from zfs_sync_agent import observe, plan, record, zfs
+from zfs_sync_agent.branch import Branch, Context, apply_rotation, change
+from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, SyncError
+from zfs_sync_agent.model import (
+    MARK,
+    RETAINED,
+    ROOT,
+    TARGETS,
+    Names,
+    SourceView,
+    TargetView,
+    parse_retained,
+)
+from zfs_sync_agent.observe import Side
+from zfs_sync_agent.record import Lock, Record
+from zfs_sync_agent.transport import Shell, quote
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one invocation asks of every resource."""
+
+    nodename: str
+    consent: bool  # syncfull: a vanished target may be filled again
+    dry_run: bool
+    show: Callable[[str], None]  # the dry run's printer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one target; `error` None: in sync, joined, or left alone for a good reason."""
+
+    node: str
+    dst: str
+    error: SyncError | None
+
+
+class Worker:
+    """One target in one run: its side, what was seen of it, what is known of it at the end."""
+
+    def __init__(self, target: Target, dst: str, side: Side) -> None:
+        self.target, self.node, self.dst, self.side = target, target.node, dst, side
+        self.view: TargetView | None = None
+        self.error: SyncError | None = None
+        self.begun = record.now()
+        self.may_hold_goal = False
+        self.proven = False
+        self.recorded = False
+        self.joining: Lock | None = None
+        self.thread: threading.Thread | None = None
+
+    def start(self, act: Callable[["Worker"], None]) -> None:
+        """Run one step of this target in a thread of its own; a failure stays with the target."""
+
+        def guarded() -> None:
+            try:
+                act(self)
+            except SyncError as error:
+                self.error = self.error or error
+            except Exception as error:  # noqa: BLE001 - one target must not take the others with it
+                what = f"internal failure: {type(error).__name__}"
+                self.error = self.error or CommandFailed(what, detail=str(error))
+
+        self.thread = threading.Thread(target=guarded)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Wait for the step."""
+        if self.thread is not None:
+            self.thread.join()
+
+
+class Run:
+    """One run of one resource under its lock."""
+
+    def __init__(
+        self,
+        context: Context,
+        settings: Settings,
+        rec: Record,
+        lock: Lock,
+        targets: Sequence[Target],
+    ) -> None:
+        resource = context.resource
+        assert resource.src is not None  # noqa: S101 - only sources are run
+        assert resource.dst is not None  # noqa: S101
+        self.context, self.settings, self.record, self.lock = context, settings, rec, lock
+        self.resource, self.names, self.who = resource, context.names, context.who
+        self.src, self.dst = resource.src, resource.dst
+        self.side = self._side(settings.nodename, (), lock)
+        self.workers = [Worker(one, self.dst, self._target_side(one, lock)) for one in targets]
+
+    def _side(self, node: str, ssh: Sequence[str], lock: Lock) -> Side:
+        words = self.resource.zfs.get(node, ("zfs",))
+        return Side(Shell(node, ssh, (lock.fd,)), words, sudo=self.resource.sudo.get(node, False))
+
+    def _target_side(self, target: Target, lock: Lock) -> Side:
+        return self._side(target.node, () if target.group == "local" else self.resource.ssh, lock)
+
+    def go(self) -> list[Outcome]:
+        """Do it all. Raises SyncError for what concerns the source, and so every target."""
+        try:
+            self._go()
+        finally:
+            self.side.shell.close()
+            for worker in self.workers:
+                if worker.joining is None:
+                    worker.wait()
+                    worker.side.shell.close()
+            self.lock.close()
+        for worker in self.workers:
+            worker.wait()
+        return [Outcome(worker.node, worker.dst, worker.error) for worker in self.workers]
+
+    def _go(self) -> None:
+        for worker in self.workers:  # the handshakes go on while the source is read
+            with contextlib.suppress(NoAnswer):
+                worker.side.shell.open()
+        self.side.find_zfs()
+        source = self._observe_source()
+        if source.replica_of:
+            self._standby(source.replica_of)
+            self.workers = []
+            return
+        plan.check_source(source, self.names, self.who)
+        self._each(self.workers, lambda worker: self._observe(worker, source))
+        if self.settings.dry_run:
+            self._show_plan(source)
+            return
+        if self._cycle(self._finish_half_rotated(source)):
+            self._cycle(self._look_again())
+        for worker in self.workers:
+            if worker.error is not None and not worker.recorded:
+                self._record_failure(worker, worker.error)
+
+    def _standby(self, replica_of: str) -> None:
+        if self.resource.only_if:
+            raise Refused(
+                f"only_if passes on {self.settings.nodename}, but {self.src} is the replica of"
+                f" {replica_of}: this node does not send",
+                untouched=plan.UNTOUCHED,
+                hint=f"see to it that {replica_of.split('/')[0]} no longer sends; then here:"
+                f" zfs inherit {MARK} {self.src} and zfs set readonly=off {self.src}",
+            )
+        self.context.info(f"standby: {self.src} is the replica of {replica_of}; nothing to send")
+
+    def _each(self, workers: Iterable[Worker], act: Callable[[Worker], None]) -> None:
+        """Take one step of all targets at once; wait for all."""
+        busy = [worker for worker in workers if worker.error is None and worker.joining is None]
+        for worker in busy:
+            worker.start(act)
+        for worker in busy:
+            worker.wait()
+
+    # --- observe ------------------------------------------------------------------------------
+
+    def _observe_source(self) -> SourceView:
+        return observe.observe_source(
+            self.side,
+            self.src,
+            self.names,
+            recursive=self.resource.recursive,
+            deep=self.resource.intermediary,
+        )
+
+    def _observe(self, worker: Worker, source: SourceView) -> None:
+        if not worker.side.found:
+            worker.side.find_zfs()
+        view = observe.observe_target(
+            worker.side,
+            worker.node,
+            worker.dst,
+            self.names,
+            source,
+            recursive=self.resource.recursive,
+        )
+        if worker.target.group != "local":
+            text = observe.read_state_text(worker.side, self.record.path)
+            view = replace(view, state_text=text)
+        worker.view = view
+
+    def _look_again(self) -> SourceView:
+        """A B that an earlier run left was finished: take a new one, so that the lag stays honest."""
+        source = self._observe_source()
+        for worker in self.workers:
+            worker.proven = worker.may_hold_goal = False
+        self._each(self.workers, lambda worker: self._observe(worker, source))
+        return source
+
+    # --- one cycle ----------------------------------------------------------------------------
+
+    def _cycle(self, source: SourceView) -> bool:
+        """Take B, bring the targets to it, rotate; return whether it was a B left by another run."""
+        leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
+        abreast, joining = self._roles(source)
+        source = self._take_snapshots(source, abreast, joining, leftover=leftover)
+        for worker in joining:
+            self._start_join(worker, source)
+        self._each(abreast, lambda worker: self._branch(worker, source, self.names.tosend))
+        return self._finish(source, leftover=leftover) and leftover
+
+    def _roles(self, source: SourceView) -> tuple[list[Worker], list[Worker]]:
+        """Return who takes part in A -> B and who joins; whoever must not be written to, neither."""
+        abreast: list[Worker] = []
+        joining: list[Worker] = []
+        for worker in self.workers:
+            if worker.error is not None or worker.view is None or worker.joining is not None:
+                continue
+            try:
+                is_abreast = self._check(worker, source)
+            except SyncError as error:
+                worker.error = error
+                continue
+            if is_abreast:
+                abreast.append(worker)
+            elif self._lock_join(worker):
+                joining.append(worker)
+        return abreast, joining
+
+    def _check(self, worker: Worker, source: SourceView) -> bool:
+        assert worker.view is not None  # noqa: S101 - _roles looked
+        cleared, view = observe.clear_up(self.side, worker.side, source, worker.view)
+        worker.view = view
+        entry = self.record.entry(worker.node, worker.dst)
+        known = worker.node in source.targets or entry.last_success is not None
+        plan.check_target(cleared, view, self.who, known=known, consent=self.settings.consent)
+        if self.settings.consent and view.tree is not None:
+            raise Refused(
+                f"syncfull: {worker.dst} exists on {worker.node}",
+                untouched=plan.UNTOUCHED,
+                hint=f"on {worker.node}: zfs rename {worker.dst} {worker.dst}.old, then syncfull"
+                f" again; destroy {worker.dst}.old once the new copy is proven",
+            )
+        return plan.is_abreast(cleared, view, self.names)
+
+    def _lock_join(self, worker: Worker) -> bool:
+        lock = record.acquire(self.record.lock_path(worker.node))
+        if isinstance(lock, Lock):
+            worker.joining = lock
+            return True
+        self.context.info(f"{worker.node} is being caught up by another run; left to it")
+        worker.view = None  # its listing is of a moment in between
+        worker.side.shell.close()
+        return False
+
+    def _take_snapshots(
+        self, source: SourceView, abreast: list[Worker], joining: list[Worker], *, leftover: bool
+    ) -> SourceView:
+        """Make the intent durable before anything is sent; a leftover intent is never taken again."""
+        held = source.tree.datasets[ROOT].snapshots
+        new = [worker for worker in joining if self.names.tosend_for(worker.node) not in held]
+        if new:
+            # The property comes first: it is how the next run finds a snapshot that a kill left.
+            with self.record.exclusive():
+                retained = self._retained_now()
+                for worker in new:
+                    name = self.names.tosend_for(worker.node)
+                    retained[name] = frozenset({worker.node})
+                change(self.context, self.side, plan.property_change(self.src, retained))
+        take = [self.names.tosend] if abreast and not leftover else []
+        take += [self.names.tosend_for(worker.node) for worker in new]
+        for name in take:
+            step = zfs.snapshot(
+                self.src, name, self.who.rid_value, recursive=self.resource.recursive
+            )
+            change(self.context, self.side, step)
+        return self._observe_source() if take else source
+
+    def _retained_now(self) -> dict[str, frozenset[str]]:
+        return parse_retained(observe.read_root(self.side, self.src).get(RETAINED))
+
+    # --- one target ---------------------------------------------------------------------------
+
+    def _branch(self, worker: Worker, source: SourceView, goal: str) -> None:
+        """Bring one target to the goal and record it; the push goes out where it was refused too."""
+        assert worker.view is not None  # noqa: S101 - _roles looked
+        worker.begun = record.now()
+        self.record.update(
+            worker.node, worker.dst, lambda entry: record.started(entry, worker.begun)
+        )
+        branch = Branch(self.context, self._local_side(worker), worker.side, source, worker.view)
+        try:
+            branch.bring_to(goal)
+        except SyncError as error:
+            worker.error = error
+        finally:
+            worker.view, worker.proven = branch.view, branch.proven
+            worker.may_hold_goal = branch.may_hold_goal
+        if worker.error is not None:
+            self._record_failure(worker, worker.error)
+            return
+        self._record_success(worker, branch, goal)
+
+    def _local_side(self, worker: Worker) -> Side:
+        """A join outlives the run's own shell, so it brings one that holds its lock alone."""
+        if worker.joining is None:
+            return self.side
+        side = self._side(self.settings.nodename, (), worker.joining)
+        side.can = self.side.can
+        return side
+
+    def _start_join(self, worker: Worker, source: SourceView) -> None:
+        assert worker.joining is not None  # noqa: S101 - _roles locked it
+        # The first connection holds the resource's lock, which the other targets need meanwhile.
+        worker.side.shell.close()
+        can = worker.side.can
+        worker.side = self._target_side(worker.target, worker.joining)
+        worker.side.can = can
+        worker.start(lambda one: self._join(one, source))
+
+    def _join(self, worker: Worker, source: SourceView) -> None:
+        goal = self.names.tosend_for(worker.node)
+        assert worker.joining is not None  # noqa: S101 - _roles locked it
+        try:
+            self._branch(worker, source, goal)
+            if worker.proven:
+                self._finish_join(worker, goal)
+        finally:
+            worker.side.shell.close()
+            worker.joining.close()
+
+    def _finish_join(self, worker: Worker, goal: str) -> None:
+        """Make the join's snapshot a kept base; both names stand in the property meanwhile."""
+        side = self._local_side(worker)
+        try:
+            with self.record.exclusive():
+                source = observe.observe_source(
+                    side, self.src, self.names, recursive=self.resource.recursive
+                )
+                kept = plan.kept_name(source.tree, self.names, source.tree.guids(goal), goal)
+                needed = {kept: frozenset({worker.node})}
+                marks = observe.read_root(side, self.src)
+                retained = {
+                    name: nodes - {worker.node}
+                    for name, nodes in parse_retained(marks.get(RETAINED)).items()
+                }
+                both = {**retained, goal: frozenset({worker.node}), **needed}
+                self._add_targets(side, marks.get(TARGETS, ""), {worker.node})
+                change(self.context, side, plan.property_change(self.src, both))
+                for step in plan.rename_own(
+                    source.tree, goal, kept, recursive=self.resource.recursive
+                ):
+                    change(self.context, side, step)
+                del both[goal]
+                change(self.context, side, plan.property_change(self.src, both))
+        finally:
+            side.shell.close()
+
+    def _add_targets(self, side: Side, value: str, nodes: set[str]) -> None:
+        known = set(value.split(",")) - {""}
+        configured = {target.node for target in self.resource.targets}
+        new = (known | nodes) & configured
+        if new != known:
+            step = zfs.set_property(self.src, TARGETS, ",".join(sorted(new)))
+            change(self.context, side, step)
+
+    # --- the source's rotation ----------------------------------------------------------------
+
+    def _finish_half_rotated(self, source: SourceView) -> SourceView:
+        views = [worker.view for worker in self.workers if worker.view is not None]
+        if not plan.is_half_rotated(source, views, self.names):
+            return source
+        self.context.warn("an earlier run was cut while it rotated the source; going on from there")
+        with self.record.exclusive():
+            needs = {name: nodes for name, nodes in source.retained.items() if nodes}
+            self._rotate_source(source, needs, rotate=True)
+        source = self._observe_source()
+        self._each(self.workers, lambda worker: self._observe(worker, source))
+        return source
+
+    def _finish(self, source: SourceView, *, leftover: bool) -> bool:
+        """Rotate the source if a target was proven to hold B; return whether it did."""
+        rotate = any(worker.proven and worker.joining is None for worker in self.workers)
+        proven = {worker.node for worker in self.workers if worker.proven and not worker.joining}
+        with self.record.exclusive():
+            marks = observe.read_root(self.side, self.src)
+            if parse_retained(marks.get(RETAINED)) != source.retained:
+                source = self._observe_source()  # a join ended meanwhile
+            if proven:
+                self._add_targets(self.side, marks.get(TARGETS, ""), proven)
+            needs = self._needs(source, leftover=leftover, rotate=rotate)
+            if rotate or needs != source.retained:
+                self._rotate_source(source, needs, rotate=rotate)
+        return rotate
+
+    def _needs(
+        self, source: SourceView, *, leftover: bool, rotate: bool
+    ) -> dict[str, frozenset[str]]:
+        by_node = {worker.node: worker for worker in self.workers}
+        known = {}
+        for target in self.resource.targets:
+            worker = by_node.get(target.node)
+            listed = worker is not None and worker.view is not None and not worker.may_hold_goal
+            known[target.node] = plan.Knowledge(
+                proven=worker is not None and worker.proven and worker.joining is None,
+                listing=worker.view if worker and listed and worker.joining is None else None,
+                may_hold_goal=worker.may_hold_goal if worker else False,
+            )
+        for node in {one for nodes in source.retained.values() for one in nodes} - set(known):
+            self.context.warn(f"{node} is no longer a target: the base kept for it is dropped")
+        return plan.needs(source, self.names, known, leftover=leftover, rotate=rotate)
+
+    def _rotate_source(
+        self, source: SourceView, needs: dict[str, frozenset[str]], *, rotate: bool
+    ) -> None:
+        recursive = self.resource.recursive
+        finish = plan.finish_source(source, self.names, needs, recursive=recursive, rotate=rotate)
+        value = dict(source.retained)
+        if finish.retained != value:
+            change(self.context, self.side, plan.property_change(self.src, finish.retained))
+            value = dict(finish.retained)
+        steps = (*finish.changes, *finish.dropped)
+        busy = apply_rotation(self.context, self.side, source.tree, steps, finish.retained)
+        cleaned = {**finish.cleaned, **busy}
+        # A snapshot that could not be destroyed put its own name into the property.
+        if busy or cleaned != value:
+            change(self.context, self.side, plan.property_change(self.src, cleaned))
+
+    # --- record -------------------------------------------------------------------------------
+
+    def _record_success(self, worker: Worker, branch: Branch, goal: str) -> None:
+        tree = branch.source.tree
+        guids = tree.guids(goal)
+        root = tree.datasets[ROOT].snapshots[goal]
+        held = StateSnapshot(root.guid, root.creation, len(guids), digest(guids.items()))
+        success = Success(worker.begun, record.now(), branch.size_bytes, branch.mode)
+        self.context.info(
+            f"update state file with snap uuid {root.guid} ({record.utc(root.creation)})"
+        )
+        self.record.update(
+            worker.node,
+            worker.dst,
+            lambda entry: record.succeeded(entry, success)._replace(
+                snapshot=held,
+                clock_offset=branch.view.clock_offset,
+                flags=self.resource.send_options,
+            ),
+        )
+        worker.recorded = True
+        seconds = success.finished - success.started
+        self.context.info(
+            f"{worker.node}: {self.src}@{goal} guid {root.guid} is {branch.view.dst}@"
+            f"{self.names.sent}: {success.mode}, {len(guids)} datasets, {success.bytes} bytes,"
+            f" {seconds} s"
+        )
+        self._push(worker)
+
+    def _record_failure(self, worker: Worker, error: SyncError) -> None:
+        offset = worker.view.clock_offset if worker.view else None
+        self.record.update(
+            worker.node,
+            worker.dst,
+            lambda entry: record.failed(entry, error, worker.begun, record.now())._replace(
+                clock_offset=entry.clock_offset if offset is None else offset
+            ),
+        )
+        worker.recorded = True
+        if worker.view is not None:
+            with contextlib.suppress(SyncError):  # the failure itself is what is told
+                self._push(worker)
+
+    def _push(self, worker: Worker) -> None:
+        if worker.target.group == "local":
+            return
+        self.context.info(
+            f"copy {quote((self.record.path,))} to {quote((f'{worker.node}:{self.record.path}',))}"
+        )
+        self.record.push(worker.side, worker.node)
+
+    # --- dry run ------------------------------------------------------------------------------
+
+    def _show_plan(self, source: SourceView) -> None:
+        """Print what a run would do now, command by command."""
+        show = self.settings.show
+        leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
+        abreast, joining = self._roles(source)
+        for worker in joining:
+            if worker.joining is not None:
+                worker.joining.close()
+        pending = [(worker, self.names.tosend) for worker in abreast]
+        pending += [(worker, self.names.tosend_for(worker.node)) for worker in joining]
+        held = source.tree.datasets[ROOT].snapshots
+        recursive = self.resource.recursive
+        for goal in dict.fromkeys(goal for _, goal in pending):
+            if goal not in held:
+                step = zfs.snapshot(self.src, goal, self.who.rid_value, recursive=recursive)
+                show(self.side.shown(step.argv))
+        for worker, goal in pending:
+            try:
+                self._show_branch(worker, source, goal)
+            except SyncError as error:
+                worker.error = error
+            worker.joining = None
+        if abreast and (leftover or not pending or self.names.tosend not in held):
+            show(f"then rotate {self.src}@{self.names.tosend} to @{self.names.sent} on both sides")
+
+    def _show_branch(self, worker: Worker, source: SourceView, goal: str) -> None:
+        assert worker.view is not None  # noqa: S101 - _roles looked
+        source, view = observe.clear_up(self.side, worker.side, source, worker.view)
+        branch = plan.plan_branch(source, view, self.resource, self.who, goal)
+        for text in branch.warnings:
+            self.settings.show(f"# {text}")
+        for step in branch.before:
+            self._show_step(worker, step)
+        for stream in branch.streams:
+            send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
+            into = stream.receive_argv(worker.side.can, self.resource.receive_options)
+            self.settings.show(f"{send} | {worker.side.shown(into)}")
+        for step in branch.afterwards:
+            self._show_step(worker, step)
+
+    def _show_step(self, worker: Worker, step: zfs.Change) -> None:
+        if step.why:
+            self.settings.show(f"# {step.why}")
+        self.settings.show(worker.side.shown(step.argv))

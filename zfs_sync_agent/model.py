@@ -1,0 +1,163 @@
+"""Decides how a dataset tree, its snapshots and the two sides of a sync resource are spoken of.
+
+It holds values only: it never runs a command, never reads a clock and never judges.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+ROOT = ""  # the relative name of the root of a tree
+
+MARK = "zfs_sync:replica"  # on a replica's root: <source node>/<service>/<rid>
+RETAINED = "zfs_sync:retained"  # on a root: <snapshot>=<node>,<node>;... (src), <snapshot>= (dst)
+TARGETS = "zfs_sync:targets"  # on the src's root: the nodes that were shown to hold a snapshot
+RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One snapshot; `guid` is what it is, `name` (after the @) only where it was put."""
+
+    name: str
+    guid: str
+    creation: int
+    createtxg: int = 0
+    rid: str | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return what sorts the snapshots of one dataset by age; creation has ties, txg has not."""
+        return (self.createtxg, self.creation)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One filesystem or volume; `name` is relative to its tree's root, which is ''.
+
+    `snapshots` holds the own names alone until a deep listing made it `complete`. `written` counts
+    the bytes written since the last snapshot, None where ZFS does not tell.
+    """
+
+    name: str
+    creation: int
+    createtxg: int = 0
+    written: int | None = None
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+    complete: bool = False
+
+    def by_guid(self, guid: str) -> Snapshot | None:
+        """Return the snapshot with that guid under whatever name, None if the dataset has none."""
+        return next((snap for snap in self.snapshots.values() if snap.guid == guid), None)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The datasets of a root (full name), by relative name, parents before children."""
+
+    root: str
+    datasets: Mapping[str, Dataset]
+
+    def full(self, relative: str) -> str:
+        """Return the full name of the dataset with that relative name."""
+        return f"{self.root}/{relative}" if relative else self.root
+
+    def guids(self, snapshot: str) -> dict[str, str]:
+        """Return relative name -> guid over the datasets that hold a snapshot of that name."""
+        return {
+            name: dataset.snapshots[snapshot].guid
+            for name, dataset in self.datasets.items()
+            if snapshot in dataset.snapshots
+        }
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What one side's zfs says that it can do, read from its own usage text."""
+
+    zfs: tuple[str, ...] = ("zfs",)  # the words that run it there, with the path that was found
+    receive_unmounted: bool = False
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """The source as one observation saw it; only properties with source `local` are in it."""
+
+    tree: Tree
+    replica_of: str | None
+    retained: Mapping[str, frozenset[str]]
+    targets: frozenset[str]
+    can: Capabilities
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """One target as one observation saw it; `tree` is None where dst does not exist."""
+
+    node: str
+    dst: str
+    tree: Tree | None
+    mark: str | None
+    retained: Mapping[str, frozenset[str]]
+    clock_offset: int
+    missing_parents: tuple[str, ...]
+    state_text: str | None  # the state file that the target holds
+    can: Capabilities
+
+
+@dataclass(frozen=True)
+class Names:
+    """The snapshot names that belong to one resource, by its snap_prefix."""
+
+    prefix: str = ""
+
+    @property
+    def sent(self) -> str:
+        """Return the name of A, the last snapshot that the targets hold."""
+        return f"{self.prefix}sent"
+
+    @property
+    def tosend(self) -> str:
+        """Return the name of B, the intent."""
+        return f"{self.prefix}tosend"
+
+    def tosend_for(self, node: str) -> str:
+        """Return the name of the snapshot with which one node joins or catches up."""
+        return f"{self.prefix}tosend.{node}"
+
+    def kept(self, snapshot: Snapshot) -> str:
+        """Return the name under which a base is kept: the same at every call, so a cut is found."""
+        created = datetime.fromtimestamp(snapshot.creation, tz=timezone.utc)
+        return f"{self.prefix}sent.{created:%Y%m%dT%H%M%SZ}-{snapshot.guid[-6:]}"
+
+    def is_kept(self, name: str) -> bool:
+        """Tell whether a name is one that `kept` makes."""
+        return name.startswith(f"{self.prefix}sent.")
+
+    def is_own(self, name: str) -> bool:
+        """Tell whether a name is of the agent's; the name alone permits nothing."""
+        return (
+            name in (self.sent, self.tosend)
+            or self.is_kept(name)
+            or name.startswith(f"{self.prefix}tosend.")
+        )
+
+
+def parse_retained(value: str | None) -> dict[str, frozenset[str]]:
+    """Return snapshot name -> nodes that need it from a property value `name=node,node;name=`.
+
+    >>> parse_retained("sent.x=osol2,osol3;tosend.osol4=osol4;sent.y=")["sent.y"]
+    frozenset()
+    """
+    retained = {}
+    for entry in (value or "").split(";"):
+        name, equals, nodes = entry.partition("=")
+        if equals:
+            retained[name] = frozenset(node for node in nodes.split(",") if node)
+    return retained
+
+
+def format_retained(retained: Mapping[str, frozenset[str]]) -> str:
+    """Return the property value that parse_retained reads back; '' for nothing."""
+    return ";".join(f"{name}={','.join(sorted(nodes))}" for name, nodes in sorted(retained.items()))

@@ -1,0 +1,230 @@
+"""Reads both sides of a sync resource: what there is, never what it means.
+
+It never changes anything. No answer is raised, it never reads as "absent".
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from zfs_sync_agent import plan, zfs
+from zfs_sync_agent.errors import Misconfigured, NoAnswer
+from zfs_sync_agent.model import (
+    MARK,
+    RETAINED,
+    TARGETS,
+    Capabilities,
+    Names,
+    SourceView,
+    TargetView,
+    Tree,
+    parse_retained,
+)
+from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell
+
+XARGS_FAILED = 123  # xargs: at least one command exited 1 to 125
+
+
+class Side:
+    """One node with its open shell and the words that run zfs there."""
+
+    def __init__(self, shell: Shell, zfs_words: Sequence[str], *, sudo: bool) -> None:
+        self.shell = shell
+        self._zfs_words = tuple(zfs_words)
+        self._sudo = ("sudo", "-n") if sudo else ()
+        self.can = Capabilities()
+
+    @property
+    def found(self) -> bool:
+        """Tell whether find_zfs has found it."""
+        return "/" in self.can.zfs[-1] or "/" in self.can.zfs[0]
+
+    def find_zfs(self) -> None:
+        """Find where zfs is and what it can do, by its own usage text. Raises NoAnswer."""
+        first, *rest = self._zfs_words
+        found = self.shell.run(("command", "-v", first))
+        path = found.stdout.strip().splitlines()[-1:] or [""]
+        if found.status != 0 or not path[0]:
+            raise NoAnswer(
+                f"there is no program {first} on {self.shell.node}",
+                command=self.shell.shown(("command", "-v", first)),
+                detail=f"exit {found.status}",
+                untouched=f"everything on {self.shell.node}",
+                hint="install ZFS there, or name its command in the service file (zfs =)",
+            )
+        words = (*self._sudo, path[0], *rest)
+        usage = self.shell.run(words)
+        properties = self.shell.run((*words, "get"))
+        self.can = zfs.parse_capabilities(
+            usage.stderr + usage.stdout, properties.stderr + properties.stdout, words
+        )
+
+    def words(self, argv: Sequence[str]) -> tuple[str, ...]:
+        """Return the full command for a zfs argv."""
+        return (*self.can.zfs, *argv)
+
+    def shown(self, argv: Sequence[str]) -> str:
+        """Return that command as it can be pasted on the source node."""
+        return self.shell.shown(self.words(argv))
+
+    def run(self, argv: Sequence[str], names: Sequence[str] | None = None) -> Answer:
+        """Run zfs; exit 255 over ssh is no answer."""
+        answer = self.shell.run(self.words(argv), names)
+        if answer.status == SSH_FAILED:
+            raise self.no_answer(argv, answer)
+        return answer
+
+    def no_answer(self, argv: Sequence[str], answer: Answer) -> NoAnswer:
+        """Return the failure of a command that should only have read."""
+        last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
+        return NoAnswer(
+            f"cannot read {argv[-1]} on {self.shell.node}",
+            command=self.shown(argv),
+            detail=f"exit {answer.status}: {last[0]}",
+            untouched=f"everything on {self.shell.node}",
+            hint="mend what the answer says; the next run tries again",
+        )
+
+
+def list_datasets(side: Side, root: str, *, recursive: bool) -> list[str] | None:
+    """Return the full names of a tree, parents first; None if the root does not exist.
+
+    A dataset of a pool that is not there is no answer: the pool may only be exported.
+    """
+    argv = zfs.list_datasets_argv(root, recursive=recursive)
+    answer = side.run(argv)
+    if answer.status == 0:
+        return answer.stdout.splitlines()
+    if not zfs.is_absent(answer.stderr, root):
+        raise side.no_answer(argv, answer)
+    pool_argv = zfs.list_pool_argv(root)
+    if (pool := side.run(pool_argv)).status != 0:
+        raise side.no_answer(pool_argv, pool)
+    return None
+
+
+def read_root(side: Side, root: str) -> dict[str, str]:
+    """Return the local marks of a root."""
+    argv = zfs.get_root_argv(root)
+    answer = side.run(argv)
+    if answer.status != 0:
+        raise side.no_answer(argv, answer)
+    return zfs.parse_root(answer.stdout)
+
+
+def read_names(side: Side, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the properties of the names that exist."""
+    argv = zfs.get_names_argv(side.can)
+    answer = side.run(argv, names)
+    if answer.status not in (0, 1, XARGS_FAILED):
+        raise side.no_answer(argv, answer)
+    what = f"cannot read {names[0]} on {side.shell.node}"
+    zfs.check_absent_only(answer.stderr, what, side.shown(argv), answer.status)
+    return zfs.parse_names(answer.stdout)
+
+
+def read_tree(side: Side, root: str, datasets: Sequence[str], own_names: Iterable[str]) -> Tree:
+    """Return the datasets with their own snapshots; others are not asked for, however many."""
+    own = sorted(set(own_names))
+    names = [name for full in datasets for name in (full, *(f"{full}@{one}" for one in own))]
+    return zfs.build_tree(root, datasets, read_names(side, names))
+
+
+def deepen(side: Side, tree: Tree, relative: Sequence[str]) -> Tree:
+    """Return the tree with all snapshots of the given datasets."""
+    if not relative:
+        return tree
+    full = [tree.full(name) for name in relative]
+    argv = zfs.list_snapshots_argv()
+    answer = side.run(argv, full)
+    what = f"cannot list the snapshots of {full[0]} on {side.shell.node}"
+    if answer.status not in (0, 1, XARGS_FAILED):
+        raise side.no_answer(argv, answer)
+    zfs.check_absent_only(answer.stderr, what, side.shown(argv), answer.status)
+    names = answer.stdout.splitlines()
+    found = zfs.build_tree(
+        tree.root, full, read_names(side, [*full, *names]), complete=frozenset(full)
+    )
+    return Tree(tree.root, {**tree.datasets, **found.datasets})
+
+
+def observe_source(
+    side: Side, src: str, names: Names, *, recursive: bool, deep: bool = False
+) -> SourceView:
+    """Return the source. Raises Misconfigured if src does not exist, NoAnswer."""
+    datasets = list_datasets(side, src, recursive=recursive)
+    if not datasets:
+        raise Misconfigured(
+            f"src {src} does not exist on {side.shell.node}",
+            untouched="everything",
+            hint="create it, or write src@NODE = in the service file if this node never sends",
+        )
+    marks = read_root(side, src)
+    retained = parse_retained(marks.get(RETAINED))
+    tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained))
+    if deep:
+        tree = deepen(side, tree, list(tree.datasets))
+    return SourceView(
+        tree,
+        marks.get(MARK),
+        retained,
+        frozenset(marks.get(TARGETS, "").split(",")) - {""},
+        side.can,
+    )
+
+
+def observe_target(
+    side: Side, node: str, dst: str, names: Names, source: SourceView, *, recursive: bool
+) -> TargetView:
+    """Return one target, by own names; `recursive` off looks at the root alone."""
+    before = time.time()
+    clock = side.shell.run(("date", "+%s"))
+    offset = round(int(clock.stdout.strip() or 0) - (before + time.time()) / 2)
+    datasets = list_datasets(side, dst, recursive=recursive)
+    view = TargetView(node, dst, None, None, {}, offset, (), None, side.can)
+    if not datasets:
+        return replace(view, missing_parents=_missing_parents(side, dst))
+    marks = read_root(side, dst)
+    retained = parse_retained(marks.get(RETAINED))
+    own = (names.sent, names.tosend, *source.retained, *retained)
+    tree = read_tree(side, dst, datasets, own)
+    return replace(view, tree=tree, mark=marks.get(MARK), retained=retained)
+
+
+def read_state_text(side: Side, path: str) -> str | None:
+    """Return the state file that the target holds, None if it holds none."""
+    answer = side.shell.run(("cat", path))
+    return answer.stdout if answer.status == 0 else None
+
+
+def relist(
+    side: Side, target: TargetView, source: SourceView, names: Names, *, recursive: bool
+) -> TargetView:
+    """Return the target as it is now: the verdict after a transfer, whatever the commands said."""
+    return replace(
+        observe_target(side, target.node, target.dst, names, source, recursive=recursive),
+        state_text=target.state_text,
+        clock_offset=target.clock_offset,
+    )
+
+
+def clear_up(
+    source_side: Side, target_side: Side, source: SourceView, target: TargetView
+) -> tuple[SourceView, TargetView]:
+    """List all snapshots of what falls in no row by own names alone, on both sides."""
+    if target.tree is None:
+        return source, target
+    lone_source, lone_target = plan.unclear(source.tree, target.tree)
+    source_tree = deepen(source_side, source.tree, lone_source)
+    target_tree = deepen(target_side, target.tree, lone_target)
+    return replace(source, tree=source_tree), replace(target, tree=target_tree)
+
+
+def _missing_parents(side: Side, dst: str) -> tuple[str, ...]:
+    """Return what has to be created above dst, outermost first."""
+    parts = dst.split("/")[:-1]
+    above = ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    if not above:
+        return ()
+    found = read_names(side, above)
+    return tuple(name for name in above if name not in found)

@@ -1,0 +1,895 @@
+"""Decides what one run does, from what was observed; every decision to write compares guids.
+
+It is pure: it runs no command, reads no clock and no file. A name, a mark or a state file may make
+it refuse; only a guid that both sides hold lets it write.
+
+A is the source's @sent, B its @tosend. Which interruption leads where:
+
+- killed after B was taken: (A,B), the targets at A. B is finished first, then a new one is taken.
+- killed while B was received: some datasets at B, some at A, some under a name in between. What
+  lacks B is sent again from what both sides hold.
+- killed, or the answer lost, after the target had B: B is found there by its guid, nothing is sent.
+- killed while the target rotated: B under either name; the rotation goes on from the listing.
+- killed while the source rotated: (-,B) with a kept base or with B on a target; it is renamed on.
+
+Invariants, each with the test that holds it, stand in zfs_sync(7).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from check_zfs_sync.service import SyncResource
+from check_zfs_sync.statefile import State, StateFileError, parse_state
+from zfs_sync_agent import zfs
+from zfs_sync_agent.errors import BrokenChain, Refused
+from zfs_sync_agent.model import (
+    MARK,
+    RETAINED,
+    ROOT,
+    Dataset,
+    Names,
+    Snapshot,
+    SourceView,
+    TargetView,
+    Tree,
+    format_retained,
+)
+
+UNTOUCHED = "everything on both sides"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who sends: the texts by which the agent knows its own marks again."""
+
+    source: str
+    service: str
+    rid: str
+
+    @property
+    def rid_value(self) -> str:
+        """Return what stands in zfs_sync:rid of every own snapshot."""
+        return f"{self.service}/{self.rid}"
+
+    @property
+    def mark(self) -> str:
+        """Return what stands in zfs_sync:replica of a replica of this source."""
+        return f"{self.source}/{self.service}/{self.rid}"
+
+
+@dataclass(frozen=True)
+class Stand:
+    """How one source dataset stands on a target; `target` is its name there, None: not there.
+
+    `common` is the newest snapshot that both hold, as the source names it.
+    """
+
+    relative: str
+    target: str | None
+    common: Snapshot | None
+    has_goal: bool
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What one target gets in this run; nothing in it has been done yet.
+
+    `broken` names the children without a common snapshot: they are left alone, the others go on.
+    `afterwards` is done once the goal is proven on the target.
+    """
+
+    node: str
+    goal: str
+    before: tuple[zfs.Change, ...] = ()
+    streams: tuple[zfs.Stream, ...] = ()
+    afterwards: tuple[zfs.Change, ...] = ()
+    broken: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def mode(self) -> str:
+        """Return the word of the state file for what is sent."""
+        if not self.streams:
+            return "none"
+        return "full" if any(stream.base is None for stream in self.streams) else "incremental"
+
+
+# --- pairing ----------------------------------------------------------------------------------
+
+
+def pair(source: Tree, target: Tree) -> dict[str, str]:
+    """Return source name -> target name of the datasets that are the same one (relative names).
+
+    A common guid decides, since a receive renames children on its way; what is left is paired by
+    name, except where the source's dataset is younger than the last common snapshot of the root:
+    that is another dataset, created or moved there under the name.
+    """
+    where = {
+        snapshot.guid: dataset.name
+        for dataset in target.datasets.values()
+        for snapshot in dataset.snapshots.values()
+    }
+    pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
+    taken = set(pairs.values())
+    for dataset in source.datasets.values():
+        newest_first = sorted(dataset.snapshots.values(), key=lambda snap: snap.order, reverse=True)
+        hits = (where[snap.guid] for snap in newest_first if snap.guid in where)
+        if dataset.name not in pairs and (hit := next(hits, None)) and hit not in taken:
+            pairs[dataset.name] = hit
+            taken.add(hit)
+    base = _newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
+    for dataset in source.datasets.values():
+        if dataset.name in pairs or dataset.name not in target.datasets or dataset.name in taken:
+            continue
+        if base is None or dataset.createtxg <= base.createtxg:
+            pairs[dataset.name] = dataset.name
+            taken.add(dataset.name)
+    return pairs
+
+
+def _newest_common(dataset: Dataset, twin: Dataset | None) -> Snapshot | None:
+    guids = {snap.guid for snap in twin.snapshots.values()} if twin else set()
+    common = [snap for snap in dataset.snapshots.values() if snap.guid in guids]
+    return max(common, key=lambda snap: snap.order, default=None)
+
+
+def stands(source: Tree, target: Tree, goal: str) -> list[Stand]:
+    """Return how each dataset of the goal's tree stands on the target, parents first.
+
+    While the goal has not been taken its tree is that of all datasets, and no target has it.
+    """
+    guids = source.guids(goal)
+    pairs = pair(source, target)
+    found = []
+    for name in guids or source.datasets:
+        twin = target.datasets.get(pairs[name]) if name in pairs else None
+        has_goal = bool(guids) and twin is not None and twin.by_guid(guids[name]) is not None
+        common = _newest_common(source.datasets[name], twin)
+        found.append(Stand(name, twin.name if twin else None, common, has_goal))
+    return found
+
+
+def unclear(source: Tree, target: Tree) -> tuple[list[str], list[str]]:
+    """Return the datasets (source's, target's) that fall in no row by their own names alone.
+
+    Only these are worth a listing of all their snapshots.
+    """
+    pairs = pair(source, target)
+    lone_source, lone_target = [], []
+    for name, twin_name in pairs.items():
+        dataset, twin = source.datasets[name], target.datasets[twin_name]
+        if _newest_common(dataset, twin) is None:
+            lone_source += [] if dataset.complete else [name]
+            lone_target += [] if twin.complete else [twin_name]
+    lone_target += [
+        dataset.name
+        for dataset in target.datasets.values()
+        if dataset.name not in set(pairs.values()) and not dataset.complete
+    ]
+    # A lone target dataset may be one that the source renamed: then only the source's other
+    # snapshots tell.
+    if lone_target:
+        lone_source += [
+            dataset.name
+            for dataset in source.datasets.values()
+            if dataset.name not in pairs and not dataset.complete
+        ]
+    return lone_source, lone_target
+
+
+def unproven(source: Tree, target: Tree | None, goal: str) -> list[str]:
+    """Return the datasets of the goal's tree that a listing of the target does not show there."""
+    held = {
+        snapshot.guid
+        for dataset in (target.datasets.values() if target else ())
+        for snapshot in dataset.snapshots.values()
+    }
+    return [name for name, guid in source.guids(goal).items() if guid not in held]
+
+
+# --- the source by itself ---------------------------------------------------------------------
+
+
+def check_source(source: SourceView, names: Names, who: Identity) -> None:
+    """Raise BrokenChain where a snapshot with an own name is not the agent's.
+
+    Someone destroyed ours and took another under the name, or another tool uses it: renaming or
+    destroying by that name would hit what the agent did not make.
+    """
+    for dataset in source.tree.datasets.values():
+        for snap in dataset.snapshots.values():
+            if names.is_own(snap.name) and snap.rid != who.rid_value:
+                full = f"{source.tree.full(dataset.name)}@{snap.name}"
+                raise BrokenChain(
+                    f"chain broken: {full} (guid {snap.guid}) on {who.source} was not taken by this"
+                    " agent for this resource",
+                    untouched=UNTOUCHED,
+                    hint=f"if nobody needs it: zfs destroy '{full}', then a full sync of each"
+                    " target (syncfull); or set snap_prefix if another tool uses the name",
+                )
+
+
+def is_half_rotated(source: SourceView, targets: Iterable[TargetView], names: Names) -> bool:
+    """Tell whether the source was cut between dropping A and renaming B: (-,B), B proven somewhere.
+
+    A kept base beside (-,B) says the same: A is only renamed to one after B was proven.
+    """
+    root = source.tree.datasets[ROOT].snapshots
+    if names.sent in root or names.tosend not in root:
+        return False
+    kept = any(names.is_kept(name) for name in root)
+    holders = (target.tree.datasets.get(ROOT) for target in targets if target.tree)
+    held = any(holder and holder.by_guid(root[names.tosend].guid) for holder in holders)
+    return kept or held
+
+
+# --- one target -------------------------------------------------------------------------------
+
+
+def check_state_owner(target: TargetView, who: Identity) -> None:
+    """Raise Refused where the target already has this state file from another source and dst.
+
+    Two clients that use one service name would overwrite each other's proof. The target's own file,
+    from a time when it was the source itself, is no such case.
+    """
+    try:
+        other: State | None = parse_state(target.state_text, "") if target.state_text else None
+    except StateFileError:
+        return  # torn or older than the fields we know: the next push mends it
+    if other is None or other.source in (who.source, target.node):
+        return
+    entry = other.targets.get(target.node)
+    if entry is not None and entry.dst != target.dst:
+        raise Refused(
+            f"{target.node} already has the state file of {who.service}/{who.rid} from"
+            f" {other.source} (dst {entry.dst}); this one is from {who.source} (dst {target.dst})",
+            untouched=UNTOUCHED,
+            hint="give one of the two services another name, or remove the other's state file on"
+            f" {target.node} if {other.source} no longer sends",
+        )
+
+
+def check_target(
+    source: SourceView, target: TargetView, who: Identity, *, known: bool, consent: bool
+) -> None:
+    """Raise BrokenChain or Refused where the target's root falls in a row that forbids writing.
+
+    `known`: the target was once shown to hold a snapshot. `consent`: a full sync was asked for.
+    """
+    check_state_owner(target, who)
+    if target.tree is None:
+        if known and not consent:
+            raise BrokenChain(
+                f"chain broken: {target.dst} on {target.node} is gone, and it was a replica",
+                untouched=UNTOUCHED,
+                hint=f"if it was removed or dst was changed on purpose:"
+                f" zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull",
+            )
+        return
+    if target.mark not in (None, who.mark):
+        raise Refused(
+            f"{target.dst} on {target.node} is the replica of {target.mark}, not of {who.mark}",
+            untouched=UNTOUCHED,
+            hint="choose another dst, or take the mark off with"
+            f" zfs inherit {MARK} {target.dst} if that replica is given up",
+        )
+    root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
+    if _newest_common(root, twin) is None:
+        if target.mark:
+            raise BrokenChain(
+                f"chain broken: {target.dst} on {target.node} holds no snapshot that"
+                f" {source.tree.root} on {who.source} has",
+                untouched=UNTOUCHED,
+                hint=_move_aside_hint(target, who),
+            )
+        raise Refused(
+            f"{target.dst} exists on {target.node} and is not a replica of {source.tree.root}",
+            untouched=UNTOUCHED,
+            hint="choose another dst, or move it away; writing into it would need syncfull"
+            " --in-place, the one consent for that (not in this version)",
+        )
+    if target.mark is None and target.node in source.targets:
+        raise Refused(
+            f"{target.dst} on {target.node} was a replica and no longer carries the mark"
+            f" {MARK}={who.mark}: it may be in use as a source",
+            untouched=UNTOUCHED,
+            hint=f"if it is still a replica: zfs set {MARK}={who.mark} {target.dst} on"
+            f" {target.node}",
+        )
+
+
+def _move_aside_hint(target: TargetView, who: Identity) -> str:
+    return (
+        f"on {target.node}: zfs rename {target.dst} {target.dst}.old, then:"
+        f" zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull;"
+        f" destroy {target.dst}.old once the new copy is proven"
+    )
+
+
+def is_abreast(source: SourceView, target: TargetView, names: Names) -> bool:
+    """Tell whether a target takes part in A -> B; else it joins with a snapshot of its own.
+
+    A new or lagging target would hold up the others: its stream is long, and B cannot be renamed
+    while it is sent. A base that is not older than A (that of a finished join) is as good as A. If
+    the source has no A, nobody is there to be held up: the first sync.
+    """
+    root = source.tree.datasets[ROOT]
+    last = root.snapshots.get(names.sent)
+    if last is None:
+        return True
+    twin = target.tree.datasets.get(ROOT) if target.tree else None
+    common = _newest_common(root, twin)
+    return common is not None and (common.name == last.name or common.order >= last.order)
+
+
+def plan_branch(
+    source: SourceView,
+    target: TargetView,
+    resource: SyncResource,
+    who: Identity,
+    goal: str,
+    *,
+    one_by_one: bool = False,
+) -> Branch:
+    """Return what brings a target that check_target let pass to the goal.
+
+    `one_by_one` asks for a stream per dataset, for what a stream of the whole tree did not mend.
+    Raises Refused, BrokenChain.
+    """
+    if target.tree is None:
+        return Branch(
+            target.node,
+            goal,
+            before=tuple(zfs.create_parent(parent) for parent in target.missing_parents),
+            streams=_first_streams(source.tree, target, resource, goal),
+        )
+    found = stands(source.tree, target.tree, goal)
+    broken = _broken_children(source, target, found)
+    lacking = [stand for stand in found if not stand.has_goal and stand.relative not in broken]
+    gone = _Gone.of(source, target, resource, who)
+    moved = gone.move_aside(found)
+    streams = _streams(source.tree, target, resource, found, lacking, goal)
+    if one_by_one or broken or streams is None:
+        streams = _single_streams(source.tree, target, resource, lacking, goal)
+    return Branch(
+        target.node,
+        goal,
+        before=(*_discards(source, target, resource, lacking), *moved),
+        streams=streams,
+        afterwards=gone.destroy(),
+        broken=broken,
+        warnings=gone.warnings,
+    )
+
+
+def _pool_for(source: Tree, target: TargetView) -> str | None:
+    """Return POOL where `receive -d POOL` maps the source's root to dst exactly, as the seed does."""
+    pool = target.dst.split("/", 1)[0]
+    below = source.root.partition("/")[2]
+    return pool if below and target.dst == f"{pool}/{below}" else None
+
+
+def _first_streams(
+    source: Tree, target: TargetView, resource: SyncResource, goal: str
+) -> tuple[zfs.Stream, ...]:
+    """One -R stream, unless that would carry more than the goal.
+
+    A full -R stream carries every older snapshot: those that intermediary=False says not to send,
+    and own names that other runs rename meanwhile, which loses children silently.
+    """
+    names = source.guids(goal) or source.datasets
+    history = any(set(source.datasets[name].snapshots) - {goal} for name in names)
+    if resource.recursive and (resource.intermediary or not history) and len(names) > 1:
+        pool = _pool_for(source, target)
+        return (zfs.Stream(ROOT, None, goal, target.dst, True, False, pool),)  # noqa: FBT003 - fields
+    everything = [Stand(name, None, None, has_goal=False) for name in names]
+    return _single_streams(source, target, resource, everything, goal)
+
+
+def _streams(
+    source: Tree,
+    target: TargetView,
+    resource: SyncResource,
+    found: list[Stand],
+    lacking: list[Stand],
+    goal: str,
+) -> tuple[zfs.Stream, ...] | None:
+    """Return the one -R -i stream that does it all, () if nothing lacks, None if one cannot.
+
+    It can where each dataset has the same base or is new on the source too: then it creates,
+    renames and updates the children. A child that is lost on the target, or has the goal already,
+    makes it stop half-way (zfs-fuse; newer ZFS skips the latter).
+    """
+    if not lacking:
+        return ()
+    if not resource.recursive:
+        return None
+    bases = {stand.common.name for stand in lacking if stand.common}
+    if len(bases) != 1 or found[0].relative != ROOT:
+        return None
+    base = bases.pop()
+    if base not in source.datasets[ROOT].snapshots:
+        return None
+    for stand in found:
+        lost = stand.target is None and base in source.datasets[stand.relative].snapshots
+        if lost or stand.has_goal:
+            return None
+    pool = _pool_for(source, target)
+    stream = zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool)  # noqa: FBT003 - fields
+    return (stream,)
+
+
+def _single_streams(
+    source: Tree, target: TargetView, resource: SyncResource, lacking: list[Stand], goal: str
+) -> tuple[zfs.Stream, ...]:
+    pairs = pair(source, target.tree) if target.tree else {}
+    streams = []
+    for stand in lacking:
+        parent, _, leaf = stand.relative.rpartition("/")
+        if stand.target is not None:
+            place = stand.target
+        else:
+            above = pairs.get(parent, parent)
+            place = f"{above}/{leaf}" if above else leaf
+        pairs[stand.relative] = place
+        into = f"{target.dst}/{place}" if place else target.dst
+        base = stand.common.name if stand.common else None
+        pool = _pool_for(source, target) if stand.relative == ROOT else None
+        streams.append(
+            zfs.Stream(
+                stand.relative,
+                base,
+                goal,
+                into,
+                False,
+                bool(base) and resource.intermediary,
+                pool,  # noqa: FBT003 - fields
+            )
+        )
+    return tuple(streams)
+
+
+def _broken_children(source: SourceView, target: TargetView, found: list[Stand]) -> tuple[str, ...]:
+    """Return the children that are ours and have nothing in common; refuse where one is foreign."""
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    broken = []
+    for stand in found:
+        if stand.target is None or stand.has_goal or stand.common is not None:
+            continue
+        twin = target.tree.datasets[stand.target]
+        if not any(snap.rid for snap in twin.snapshots.values()):
+            raise Refused(
+                f"{target.tree.full(twin.name)} on {target.node} is not a replica, and"
+                f" {source.tree.full(stand.relative)} has to go there",
+                untouched=UNTOUCHED,
+                hint=f"move it away: zfs rename '{target.tree.full(twin.name)}' ...",
+            )
+        broken.append(stand.relative)
+    return tuple(broken)
+
+
+def _discards(
+    source: SourceView, target: TargetView, resource: SyncResource, lacking: list[Stand]
+) -> list[zfs.Change]:
+    """Return the rollbacks of what was written on the replica, each with its bytes."""
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    changes = []
+    for stand in lacking:
+        twin = target.tree.datasets[stand.target] if stand.target is not None else None
+        if twin is None or not twin.written:
+            continue
+        changes.append(discard(source, target, resource, stand, f"{twin.written} bytes"))
+    return changes
+
+
+def discard(
+    source: SourceView, target: TargetView, resource: SyncResource, stand: Stand, amount: str
+) -> zfs.Change:
+    """Return the rollback of one written dataset to its base, or raise Refused.
+
+    `amount` says how much was written: bytes, or `changed` where ZFS does not tell.
+    """
+    assert target.tree is not None  # noqa: S101 - the caller saw it
+    full = target.tree.full(stand.target or ROOT)
+    what = f"{full} on {target.node} was written to since the last synchronization ({amount})"
+    if resource.on_divergence == "refuse" or target.mark is None:
+        reason = "on_divergence = refuse" if target.mark else f"{MARK} is not set on it"
+        raise Refused(
+            f"{what}; {reason}",
+            untouched=UNTOUCHED,
+            hint=f"save what was written, then on {target.node} roll back to the last snapshot"
+            f" of {full}, or set on_divergence = discard",
+        )
+    twin = target.tree.datasets[stand.target or ROOT]
+    base = twin.by_guid(stand.common.guid) if stand.common else None
+    if base is None:
+        raise Refused(f"{what}, and there is no common snapshot to go back to", untouched=UNTOUCHED)
+    return zfs.rollback(full, base.name, f"discarding what was written to {full}: {amount}")
+
+
+# --- datasets that are gone on the source -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Gone:
+    """The target's datasets that no source dataset pairs with, and what becomes of them.
+
+    A dataset is ours if a snapshot in it carries this resource's mark. It is destroyed one run
+    after it was first seen to be gone: the first run renames its own snapshots to kept names, which
+    is how the second one knows.
+    """
+
+    target: TargetView
+    policy: str
+    ours: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    names: Names = field(default_factory=Names)
+
+    @classmethod
+    def of(
+        cls, source: SourceView, target: TargetView, resource: SyncResource, who: Identity
+    ) -> "_Gone":
+        tree = target.tree
+        names = Names(resource.snap_prefix)
+        if tree is None or not resource.recursive:  # without -r the rest is outside the tree
+            return cls(target, "keep", names=names)
+        paired = set(pair(source.tree, tree).values())
+        extra = [dataset for name, dataset in tree.datasets.items() if name not in paired]
+        ours = [one for one in extra if _is_ours(one, who)]
+        foreign = tuple(one.name for one in extra if not _is_ours(one, who))
+        seen, warnings = [], []
+        for one in ours:
+            inside = [name for name in tree.datasets if name.startswith(f"{one.name}/")]
+            strange = [
+                f"{tree.full(one.name)}@{s.name}" for s in one.snapshots.values() if not s.rid
+            ]
+            strange += [tree.full(name) for name in inside if name in foreign]
+            if strange:
+                warnings.append(
+                    f"{tree.full(one.name)} on {target.node} is gone on the source and is kept: it"
+                    f" holds {', '.join(strange[:5])}, which this agent did not send"
+                )
+            elif all(names.is_kept(s.name) for s in one.snapshots.values()) and not (
+                paired & set(inside)
+            ):
+                seen.append(one.name)
+        if ours and resource.on_child_gone == "stop" and target.mark:
+            listed = ", ".join(tree.full(one.name) for one in ours)
+            raise Refused(
+                f"gone on the source, still on {target.node}: {listed}; on_child_gone = stop",
+                untouched=UNTOUCHED,
+                hint="destroy them there by hand, or set on_child_gone to follow or keep",
+            )
+        return cls(
+            target,
+            resource.on_child_gone,
+            tuple(one.name for one in ours),
+            foreign,
+            tuple(seen),
+            tuple(warnings),
+            names,
+        )
+
+    def destroy(self) -> tuple[zfs.Change, ...]:
+        """Return what removes those seen before, whole subtrees at once; nothing of an unmarked dst."""
+        assert self.target.tree is not None  # noqa: S101 - of() saw it
+        if self.policy != "follow" or not self.target.mark:
+            return ()
+        changes = []
+        for name in self.seen:
+            inside = {one for one in self.target.tree.datasets if one.startswith(f"{name}/")}
+            if not inside <= set(self.seen) or any(name.startswith(f"{up}/") for up in self.seen):
+                continue
+            written = sum(
+                self.target.tree.datasets[one].written or 0 for one in (name, *sorted(inside))
+            )
+            full = self.target.tree.full(name)
+            why = f"destroying {full}, gone on the source since the run before"
+            why += f" ({written} bytes written there are lost)" if written else ""
+            changes.append(zfs.destroy_dataset(full, why))
+        return tuple(changes)
+
+    def move_aside(self, found: list[Stand]) -> tuple[zfs.Change, ...]:
+        """Return what frees the names that the source's datasets are about to take."""
+        tree = self.target.tree
+        assert tree is not None  # noqa: S101 - of() saw it
+        changes: list[zfs.Change] = []
+        for stand in found:
+            if stand.target == stand.relative or stand.has_goal:
+                continue
+            name = stand.relative
+            if name in self.foreign:
+                raise Refused(
+                    f"{tree.full(name)} on {self.target.node} is not a replica, and a dataset of"
+                    " that name has to be received",
+                    untouched=UNTOUCHED,
+                    hint=f"move it away: zfs rename '{tree.full(name)}' ...",
+                )
+            if name not in self.ours:
+                continue
+            if not self.target.mark or any(one.startswith(f"{name}/") for one in self.foreign):
+                raise Refused(
+                    f"{tree.full(name)} on {self.target.node} is gone on the source and its name is"
+                    " needed, but it holds what this agent did not send",
+                    untouched=UNTOUCHED,
+                    hint=f"move it away: zfs rename '{tree.full(name)}' ...",
+                )
+            changes += _aside_changes(tree, tree.datasets[name], self.names)
+        return tuple(changes)
+
+
+def _is_ours(dataset: Dataset, who: Identity) -> bool:
+    return any(snap.rid == who.rid_value for snap in dataset.snapshots.values())
+
+
+def _aside_changes(tree: Tree, dataset: Dataset, names: Names) -> list[zfs.Change]:
+    """Rename the own snapshots first: cut after that, the dataset is seen as gone, and no more."""
+    full = tree.full(dataset.name)
+    own = [snap for snap in dataset.snapshots.values() if names.is_own(snap.name)]
+    changes = [
+        zfs.rename_snapshot(full, snap.name, names.kept(snap), recursive=False)
+        for snap in own
+        if not names.is_kept(snap.name)
+    ]
+    newest = max(own, key=lambda snap: snap.order)
+    aside = f"{full}.gone-{newest.guid[-6:]}"
+    why = f"{full} was re-created on the source; the copy of the old one is kept for one run"
+    return [*changes, zfs.rename_dataset(full, aside, why)]
+
+
+# --- rotation ---------------------------------------------------------------------------------
+
+
+class _Listing:
+    """Who holds which snapshot name, kept true while the plan adds commands."""
+
+    def __init__(self, tree: Tree, *, recursive: bool) -> None:
+        self.tree = tree
+        self.recursive = recursive
+        self.held = {
+            name: {snap.name: snap.guid for snap in dataset.snapshots.values()}
+            for name, dataset in tree.datasets.items()
+        }
+
+    def _is_whole(self, snapshot: str, datasets: set[str]) -> bool:
+        """-r is right only where it hits exactly these: it would take a foreign child's own @sent."""
+        holders = {name for name, held in self.held.items() if snapshot in held}
+        return self.recursive and ROOT in datasets and holders == datasets
+
+    def rename(self, old: str, new: str, datasets: set[str]) -> list[zfs.Change]:
+        whole = self._is_whole(old, datasets)
+        for name in datasets:
+            self.held[name][new] = self.held[name].pop(old)
+        if whole:
+            return [zfs.rename_snapshot(self.tree.root, old, new, recursive=True)]
+        return [
+            zfs.rename_snapshot(self.tree.full(name), old, new, recursive=False)
+            for name in sorted(datasets)
+        ]
+
+    def destroy(self, snapshot: str, datasets: set[str]) -> list[zfs.Change]:
+        whole = self._is_whole(snapshot, datasets)
+        for name in datasets:
+            del self.held[name][snapshot]
+        if whole:
+            return [zfs.destroy_snapshot(self.tree.root, snapshot, recursive=True)]
+        return [
+            zfs.destroy_snapshot(self.tree.full(name), snapshot, recursive=False)
+            for name in sorted(datasets)
+        ]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What names the proven goal @sent on the target, after `marks` (snapshots to mark as own)."""
+
+    marks: tuple[str, ...]
+    changes: tuple[zfs.Change, ...]
+
+
+def rotate_target(
+    source: Tree, target: TargetView, goal: str, resource: SyncResource, who: Identity
+) -> Rotation:
+    """Return the rotation of a target on which the goal is proven (wholly, or but for broken ones).
+
+    Own snapshots with another guid go first, the goal is renamed last: cut in between, the goal is
+    found by its guid. What is unmarked and unknown to the source stays.
+    """
+    tree = target.tree
+    assert tree is not None  # noqa: S101 - it was proven there
+    names = Names(resource.snap_prefix)
+    guids = source.guids(goal)
+    known = {s.guid for d in source.datasets.values() for s in d.snapshots.values()}
+    want = {
+        twin: guids[name]
+        for name, twin in pair(source, tree).items()
+        if name in guids and tree.datasets[twin].by_guid(guids[name])
+    }
+    listing = _Listing(tree, recursive=resource.recursive)
+    changes: list[zfs.Change] = []
+    for name, dataset in tree.datasets.items():
+        if resource.recursive and name not in want and _is_ours(dataset, who):
+            changes += _set_aside(listing, dataset, names, source, known)
+    own: dict[str, set[str]] = {}
+    for name, guid in want.items():
+        for snap in tree.datasets[name].snapshots.values():
+            mine = snap.rid == who.rid_value or snap.guid in known
+            if names.is_own(snap.name) and mine and snap.guid != guid:
+                own.setdefault(snap.name, set()).add(name)
+    for snapshot, holders in sorted(own.items()):
+        changes += listing.destroy(snapshot, holders)
+    under: dict[str, set[str]] = {}
+    marks = []
+    for name, guid in want.items():
+        at = tree.datasets[name].by_guid(guid)
+        assert at is not None  # noqa: S101 - want holds only those that have it
+        marks += [f"{tree.full(name)}@{at.name}"] if at.rid != who.rid_value else []
+        if at.name != names.sent and names.is_own(at.name):
+            under.setdefault(at.name, set()).add(name)
+    for snapshot, holders in sorted(under.items()):
+        changes += listing.rename(snapshot, names.sent, holders)
+    return Rotation(tuple(marks), tuple(changes))
+
+
+def _set_aside(
+    listing: _Listing, dataset: Dataset, names: Names, source: Tree, known: set[str]
+) -> list[zfs.Change]:
+    """Take the own names of a dataset that is gone on the source out of the way of -r.
+
+    A child that lags or is broken keeps them: its guids are known to the source, or its twin is.
+    """
+    own = [s for s in dataset.snapshots.values() if names.is_own(s.name) and s.rid]
+    if dataset.name in source.datasets or any(snap.guid in known for snap in own):
+        return []
+    return [
+        change
+        for snap in own
+        if not names.is_kept(snap.name)
+        for change in listing.rename(snap.name, names.kept(snap), {dataset.name})
+    ]
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What rotates the source: the properties and commands, in the order in which they must run.
+
+    `retained` is the property's value while the commands run, `cleaned` that after them.
+    """
+
+    retained: Mapping[str, frozenset[str]]
+    changes: tuple[zfs.Change, ...]
+    dropped: tuple[zfs.Change, ...]
+    cleaned: Mapping[str, frozenset[str]]
+
+
+def finish_source(
+    source: SourceView,
+    names: Names,
+    needs: Mapping[str, frozenset[str]],
+    *,
+    recursive: bool,
+    rotate: bool,
+) -> Finish:
+    """Return the rotation of the source; `needs` is snapshot name -> nodes that may still need it.
+
+    Order: the property, A to its kept name (or destroyed, if nobody needs it), B to @sent, then
+    what was dropped. The property names a snapshot as long as it exists, so that a cut leaves none
+    behind that the fast path does not ask for.
+    """
+    tree = source.tree
+    listing = _Listing(tree, recursive=recursive)
+    holders: dict[str, set[str]] = {}
+    for name, dataset in tree.datasets.items():
+        for snap in dataset.snapshots.values():
+            if names.is_own(snap.name):
+                holders.setdefault(snap.name, set()).add(name)
+    retained = {name: nodes for name, nodes in needs.items() if nodes}
+    retained |= {name: frozenset() for name in source.retained if name not in retained}
+    changes: list[zfs.Change] = []
+    if rotate and names.tosend in holders:
+        needed_old = retained.pop(names.sent, frozenset())
+        needed_new = retained.pop(names.tosend, frozenset())
+        old = holders.get(names.sent, set())
+        if ROOT not in old:  # cut after A was dropped: what the property says of @sent is B's
+            needed_new |= needed_old
+        if old and needed_old:
+            kept = kept_name(tree, names, old, names.sent)
+            retained[kept] = retained.get(kept, frozenset()) | needed_old
+            changes += listing.rename(names.sent, kept, old)
+        elif old:
+            changes += listing.destroy(names.sent, old)
+        if needed_new:
+            retained[names.sent] = needed_new
+        changes += listing.rename(names.tosend, names.sent, holders[names.tosend])
+    dropped: list[zfs.Change] = []
+    for name in sorted(retained):
+        if not retained[name] and (names.is_kept(name) or name.startswith(f"{names.tosend}.")):
+            dropped += listing.destroy(name, holders.get(name, set()))
+    cleaned = {name: nodes for name, nodes in retained.items() if nodes}
+    return Finish(retained, tuple(changes), tuple(dropped), cleaned)
+
+
+def kept_name(tree: Tree, names: Names, holders: Iterable[str], snapshot: str) -> str:
+    """Return one kept name for a snapshot of the whole tree: that of its topmost holder."""
+    return names.kept(tree.datasets[min(holders)].snapshots[snapshot])
+
+
+def rename_own(tree: Tree, old: str, new: str, *, recursive: bool) -> list[zfs.Change]:
+    """Return the renaming of an own snapshot of the source wherever it is."""
+    return _Listing(tree, recursive=recursive).rename(old, new, set(tree.guids(old)))
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a run knows of one target at its end.
+
+    `proven`: a listing showed B on every dataset. `listing`: the last one, None if there is none or
+    something was sent after it; `may_hold_goal` is the latter.
+    """
+
+    proven: bool
+    listing: TargetView | None
+    may_hold_goal: bool
+
+
+def needs(
+    source: SourceView,
+    names: Names,
+    known: Mapping[str, Knowledge],
+    *,
+    leftover: bool,
+    rotate: bool,
+) -> dict[str, frozenset[str]]:
+    """Return own snapshot name -> the configured targets that may still need it.
+
+    A target not proven by a listing counts as holding A or B; B only if a send of it may have begun
+    (in this run, or in one before if B is a `leftover`).
+    """
+    found: dict[str, set[str]] = {}
+    for node, what in known.items():
+        if what.proven:
+            continue
+        wanted = None if what.listing is None else _held_names(source, names, what.listing)
+        if wanted is None:
+            begun = what.may_hold_goal or leftover
+            wanted = _assumed_names(source, names, node) | ({names.tosend} if begun else set())
+        for name in wanted:
+            found.setdefault(name, set()).add(node)
+    if not rotate:  # A and B stay as they are; the property need not name them
+        found.pop(names.tosend, None)
+        found[names.sent] = found.get(names.sent, set()) & source.retained.get(
+            names.sent, frozenset()
+        )
+    return {name: frozenset(nodes) for name, nodes in found.items() if nodes}
+
+
+def _held_names(source: SourceView, names: Names, listing: TargetView) -> set[str] | None:
+    """Return the own names of what a target holds; None where a replica is gone.
+
+    Someone may have renamed it and rename it back: its base is not dropped for that.
+    """
+    if listing.tree is None:
+        return None if listing.node in source.targets else set()
+    common = {stand.common for stand in stands(source.tree, listing.tree, names.tosend)}
+    return {snap.name for snap in common if snap is not None and names.is_own(snap.name)}
+
+
+def _assumed_names(source: SourceView, names: Names, node: str) -> set[str]:
+    """Return what a target may hold of which there is no listing: what it held last, at least A.
+
+    A name in the property that no snapshot has (a run was cut before it renamed A to it) is A.
+    """
+    entries = {name for name, nodes in source.retained.items() if node in nodes}
+    existing = {
+        name for name in entries if any(name in d.snapshots for d in source.tree.datasets.values())
+    }
+    if entries - existing or (not entries and node in source.targets):
+        existing.add(names.sent)
+    return existing
+
+
+def property_change(root: str, value: Mapping[str, frozenset[str]]) -> zfs.Change:
+    """Return the command that writes zfs_sync:retained."""
+    return zfs.set_property(root, RETAINED, format_retained(value))

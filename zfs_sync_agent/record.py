@@ -1,0 +1,209 @@
+"""Keeps what a run leaves behind: its locks, the state file here and the copies on the targets.
+
+It never decides anything from a state file, and no reader ever sees half of one.
+"""
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+from check_zfs_sync.statefile import (
+    Attempt,
+    State,
+    StateFileError,
+    Success,
+    TargetState,
+    format_state,
+    read_state,
+    state_path,
+)
+from zfs_sync_agent.errors import CommandFailed, SyncError
+from zfs_sync_agent.observe import Side
+
+# One shell word: $1 is the folder, $2 the file. mv is the rename that a reader cannot look between.
+_RECEIVE = (
+    'umask 022; mkdir -p "$1" && t="$1/.$2.$$" && cat > "$t" && chmod 644 "$t" &&'
+    ' { sync -d "$t" 2>/dev/null || :; } && mv -f "$t" "$1/$2" || { rm -f "$t"; exit 1; }'
+)
+
+INTERRUPTED = "the run did not come to its end"
+
+
+class Lock:
+    """A lock on a sync resource, or on one node's join: held by this process and its children."""
+
+    def __init__(self, handle: IO[str]) -> None:
+        self._handle = handle
+
+    @property
+    def fd(self) -> int:
+        """Return the descriptor that children inherit, so that an orphan still holds the lock."""
+        return self._handle.fileno()
+
+    def close(self) -> None:
+        """Let go; a child that still runs keeps it."""
+        self._handle.close()
+
+
+def acquire(path: Path) -> Lock | int:
+    """Return the lock, or the epoch since when another run holds it.
+
+    The file stays: an unlinked lock file could be locked twice.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        since = int(path.stat().st_mtime)
+        handle.close()
+        return since
+    handle.truncate(0)
+    handle.write(f"{os.getpid()}\n")
+    handle.flush()
+    os.utime(handle.fileno())
+    return Lock(handle)
+
+
+class Record:
+    """The state file of one sync resource on this node; `empty` is what it is without targets."""
+
+    def __init__(self, state_dir: str, empty: State) -> None:
+        self.path = state_path(state_dir, empty.service, empty.rid)
+        self._empty = empty
+
+    def lock_path(self, node: str | None = None) -> Path:
+        """Return the lock file of the resource, or of one node's join."""
+        path = Path(self.path)
+        return path.with_name(f".{path.name}.{node}.lock" if node else f".{path.name}.lock")
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold off, for moments, other runs that write the state file or the source's properties."""
+        path = Path(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.write.lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def read(self) -> State:
+        """Return the state; without targets where there is none, or another source wrote it.
+
+        A torn file is no state: what is true is in ZFS, and the next write mends the file.
+        """
+        try:
+            state = read_state(self.path)
+        except StateFileError:
+            return self._empty
+        if state is None or state.source != self._empty.source:
+            return self._empty
+        return self._empty._replace(targets=state.targets)
+
+    def entry(self, node: str, dst: str) -> TargetState:
+        """Return what is known of a target; nothing, if its dst was another then."""
+        entry = self.read().targets.get(node)
+        if entry is None or entry.dst != dst:
+            return TargetState(dst, "never", None, None, None, (), None, None, None)
+        return entry
+
+    def update(
+        self, node: str, dst: str, change: Callable[[TargetState], TargetState]
+    ) -> TargetState:
+        """Write one target's entry: temporary file, fsync, rename. Raises CommandFailed."""
+        with self._told("write"), self.exclusive():
+            state = self.read()
+            entry = change(self.entry(node, dst))
+            state = state._replace(targets={**state.targets, node: entry})
+            _write(Path(self.path), format_state(state))
+        return entry
+
+    def forget_nodes(self, configured: frozenset[str]) -> None:
+        """Drop the entries of nodes that are no longer configured."""
+        state = self.read()
+        if set(state.targets) - configured:
+            with self._told("write"), self.exclusive():
+                state = self.read()
+                kept = {node: entry for node, entry in state.targets.items() if node in configured}
+                _write(Path(self.path), format_state(state._replace(targets=kept)))
+
+    def push(self, side: Side, node: str) -> None:
+        """Copy the state to a target by temporary file and rename. Raises CommandFailed, NoAnswer."""
+        path = Path(self.path)
+        text = format_state(self.read()._replace(here=node))
+        words = ("sh", "-c", _RECEIVE, "sh", str(path.parent), path.name)
+        answer = side.shell.run(words, text=text)
+        if answer.status != 0:
+            last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise CommandFailed(
+                f"the state file could not be copied to {node}",
+                command=f"{side.shell.shown(words)} < {self.path}",
+                detail=f"exit {answer.status}: {last[0]}",
+                untouched="the data: it is on the target; only the check there sees the old state",
+                hint=f"make {path.parent} on {node} writable for the ssh user, with room in it",
+            )
+
+    @contextlib.contextmanager
+    def _told(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CommandFailed(
+                f"cannot {verb} the state file {self.path}",
+                detail=str(error),
+                untouched="the data on both sides; the check sees the old state",
+                hint="make room in the state folder, or make it writable",
+            ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.chmod(0o644)  # the check reads it as another user
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def started(entry: TargetState, now: int) -> TargetState:
+    """Return the entry at the start of a branch: if the run is killed, this stays, and is true."""
+    status = "failed" if entry.status == "ok" and entry.snapshot is None else entry.status
+    return entry._replace(status=status, last_attempt=Attempt(now, now, "failed", INTERRUPTED))
+
+
+def failed(entry: TargetState, error: SyncError, begun: int, now: int) -> TargetState:
+    """Return the entry after a failure; what the target was shown to hold stays."""
+    attempt = Attempt(begun, now, error.result, error.reason)
+    return entry._replace(status=error.result, last_attempt=attempt)
+
+
+def succeeded(entry: TargetState, success: Success) -> TargetState:
+    """Return the entry after a success."""
+    attempt = Attempt(success.started, success.finished, "ok", None)
+    return entry._replace(status="ok", last_success=success, last_attempt=attempt, alerted=None)
+
+
+def now() -> int:
+    """Return the UTC epoch in whole seconds."""
+    return int(time.time())
+
+
+def utc(epoch: int) -> str:
+    """Return an epoch as people read it: `Sat Jun 19 14:30:05 2010 UTC`."""
+    return f"{datetime.fromtimestamp(epoch, tz=timezone.utc):%a %b %d %H:%M:%S %Y} UTC"

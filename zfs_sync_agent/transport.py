@@ -1,0 +1,406 @@
+"""Runs commands on this node and on others: the one door to the outside, the only user of plumbum.
+
+It never interprets what zfs says and never retries. What it starts inherits the lock's descriptor,
+so an orphan still holds it, and leads a process group of its own, so all of it can be ended.
+"""
+
+import contextlib
+import os
+import secrets
+import select
+import selectors
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from plumbum import CommandNotFound, local
+
+from zfs_sync_agent.errors import NoAnswer, Stalled
+
+# cron's PATH is /usr/bin:/bin, and sshd's for a command is no longer; zfs lives in sbin.
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+# A dead link ends a connection after ServerAliveInterval * ServerAliveCountMax seconds.
+SSH_OPTIONS = (
+    *("-o", "BatchMode=yes"),
+    *("-o", "ConnectTimeout=15"),
+    *("-o", "ServerAliveInterval=15"),
+    *("-o", "ServerAliveCountMax=4"),
+)
+SSH_FAILED = 255  # ssh's own failure; a remote command that exits 255 is as good as no answer
+
+CHUNK = 1 << 20
+
+Words = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said, once it had ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One half of a transfer: its words as they can be pasted, its exit status, its last words."""
+
+    command: str
+    status: int
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A transfer that came to its end, whatever that was; `size_bytes` is what passed through."""
+
+    size_bytes: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def failed(self) -> tuple[Stage, ...]:
+        """Return the stages that failed, a receiver before the sender that it broke."""
+        return tuple(stage for stage in reversed(self.stages) if stage.status != 0)
+
+
+class _Children:
+    """All running children of this process, so that a signal ends every one of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal's handler may come while it is held
+        self._running: set[Any] = set()
+        self._ended = False
+
+    def start(self, words: Words, fds: Sequence[int], **streams: Any) -> Any:  # noqa: ANN401 - plumbum's Popen has no public type
+        """Start a command in a group of its own; NoAnswer where there is no such program."""
+        try:
+            command = local[words[0]][tuple(words[1:])] if len(words) > 1 else local[words[0]]
+        except CommandNotFound:
+            raise NoAnswer(
+                f"there is no program {words[0]} on this node",
+                hint="install it, or name it in the service file (ssh =, zfs =)",
+            ) from None
+        with self._lock:
+            if self._ended:
+                raise NoAnswer("the run is being ended by a signal")
+            child = command.popen(new_session=True, pass_fds=tuple(fds), **streams)
+            self._running.add(child)
+        return child
+
+    def forget(self, child: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            self._running.discard(child)
+
+    def kill_all(self) -> None:
+        """End every child with its descendants, and let none be started any more."""
+        with self._lock:
+            self._ended = True
+            for child in self._running:
+                kill_group(child)
+
+
+def kill_group(child: Any) -> None:  # noqa: ANN401
+    """End a child with its descendants; one that has ended by itself is no failure."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+children = _Children()
+
+
+def extend_path() -> None:
+    """Let this process find what lives in sbin, and make every command speak English."""
+    local.env["PATH"] = f"{local.env.get('PATH', '')}:{SBIN}".lstrip(":")
+    local.env["LC_ALL"] = "C"
+
+
+def run_user_command(command: str) -> int:
+    """Run the operator's own shell command (only_if) quietly; return its exit status."""
+    child = children.start(
+        ("sh", "-c", command),
+        (),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    status = int(child.wait())
+    children.forget(child)
+    return status
+
+
+def quote(words: Words) -> str:
+    """Return words as one shell command; the one function that quotes."""
+    return shlex.join(words)
+
+
+class Shell:
+    """An open `sh` on a node: commands go in one by one, each answered with status and output.
+
+    `ssh` holds the words of ssh, empty for this node itself. A new ssh connection per command would
+    cost a handshake each.
+    """
+
+    def __init__(self, node: str, ssh: Words, fds: Sequence[int] = ()) -> None:
+        self.node = node
+        self.ssh = tuple(ssh)
+        self.fds = tuple(fds)
+        self._lock = threading.Lock()
+        self._child: Any = None
+        self._pending = b""
+
+    def open(self) -> None:
+        """Start to connect; the handshake goes on while the caller does something else."""
+        words = (*self.ssh, *SSH_OPTIONS, "-T", self.node, "sh") if self.ssh else ("sh",)
+        pipe = subprocess.PIPE
+        self._child = children.start(words, self.fds, stdin=pipe, stdout=pipe, stderr=pipe)
+        os.set_blocking(self._child.stdin.fileno(), False)
+        self._send(f"PATH=$PATH:{SBIN}; export PATH; LC_ALL=C; export LC_ALL\n".encode())
+
+    def close(self) -> None:
+        """Let the remote sh see the end of its input, and end what does not."""
+        if self._child is None:
+            return
+        for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
+        try:
+            self._child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            kill_group(self._child)
+            self._child.wait()
+        children.forget(self._child)
+        self._child = None
+
+    def shown(self, words: Words) -> str:
+        """Return a command as it can be pasted into a shell on this node."""
+        return (
+            f"{quote(self.ssh)} {self.node} {quote((quote(words),))}" if self.ssh else quote(words)
+        )
+
+    def data_words(self, commands: Sequence[Words]) -> tuple[str, ...]:
+        """Return the words that run commands, each if the one before it did well, on one stdin."""
+        if not self.ssh and len(commands) == 1:
+            return tuple(commands[0])
+        script = " && ".join(quote(words) for words in commands)
+        if not self.ssh:
+            return ("sh", "-c", script)
+        return (*self.ssh, *SSH_OPTIONS, "-T", self.node, script)
+
+    def run(self, words: Words, names: Words | None = None, text: str | None = None) -> Answer:
+        """Run a command; `text` (whole lines) is its standard input.
+
+        `names` reach it as arguments by way of xargs, however many there are. Raises NoAnswer where
+        the connection does not answer: whether the command ran is then unknown.
+        """
+        with self._lock:
+            if self._child is None:
+                self.open()
+            token = f"zfs_sync_{secrets.token_hex(12)}"
+            self._send(self._script(words, names, text, token).encode())
+            out, err = self._read_until(token.encode(), words)
+        body, _, status = out.rpartition(f"\n{token} ")
+        return Answer(int(status), body, err)
+
+    @staticmethod
+    def _script(words: Words, names: Words | None, text: str | None, token: str) -> str:
+        command = f"{quote(words)} </dev/null\n"
+        if names is not None:
+            # A command string over 128 KiB fails, so a long list goes through standard input.
+            listed = "\n".join(names)
+            command = f"tr '\\n' '\\0' <<'{token}' | xargs -0 {quote(words)}\n{listed}\n{token}\n"
+        if text is not None:
+            command = f"{quote(words)} <<'{token}'\n{text}{token}\n"
+        return f"{command}s=$?; echo; echo {token} $s; echo {token} >&2\n"
+
+    def _send(self, data: bytes) -> None:
+        """Leave it to the reading loop to write: a peer may write to us at the same time."""
+        self._pending += data
+
+    def _read_until(self, token: bytes, words: Words) -> tuple[str, str]:
+        child = self._child
+        out, err = bytearray(), bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdin, selectors.EVENT_WRITE)
+            selector.register(child.stdout, selectors.EVENT_READ, out)
+            selector.register(child.stderr, selectors.EVENT_READ, err)
+            while not (b"\n" + token + b" " in out and out.endswith(b"\n") and token in err):
+                for key, _ in selector.select():
+                    if key.fileobj is child.stdin:
+                        if not self._flush(key.fd):
+                            selector.unregister(child.stdin)
+                    elif data := os.read(key.fd, CHUNK):
+                        key.data.extend(data)
+                    else:
+                        selector.unregister(key.fileobj)
+                        if key.data is out:
+                            raise self._lost(err.decode(errors="replace"), words)
+        text = err.decode(errors="replace")
+        return out.decode(errors="replace").rstrip("\n"), text.rpartition(token.decode())[0]
+
+    def _flush(self, fd: int) -> bool:
+        """Write what fits; tell whether there is more to write."""
+        try:
+            written = os.write(fd, self._pending[:CHUNK])
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:  # the end of its output says what happened
+            self._pending = b""
+            return False
+        self._pending = self._pending[written:]
+        return bool(self._pending)
+
+    def _lost(self, stderr: str, words: Words) -> NoAnswer:
+        with contextlib.suppress(OSError):
+            stderr += os.read(self._child.stderr.fileno(), CHUNK).decode(errors="replace")
+        kill_group(self._child)
+        status = self._child.wait()
+        last = stderr.strip().splitlines()[-3:] or ["the connection ended"]
+        return NoAnswer(
+            f"no answer from {self.node}",
+            command=self.shown(words),
+            detail="\n".join([f"exit {status}", *last]),
+            untouched=f"whether this command ran on {self.node} is not known; nothing came after it",
+            hint=f"try: {quote(self.ssh)} -o BatchMode=yes {self.node} true" if self.ssh else "",
+        )
+
+
+# --- transfers --------------------------------------------------------------------------------
+
+
+def transfer(
+    senders: Sequence[Words],
+    receiver: Words,
+    fds: Sequence[int],
+    stall_timeout: int,
+    progress: Callable[[int], None],
+) -> Transfer:
+    """Pass what the senders write, one after the other, to the receiver, and wait for all of them.
+
+    Each stage's stderr goes to a file of its own: a pipe that nobody reads blocks its writer after
+    64 KiB. Raises Stalled when no byte moved for stall_timeout seconds between the first byte of a
+    sender and its end; a send that is slow to its first byte and a receive that is slow after the
+    last are no stalls.
+    """
+    stages: list[Stage] = []
+    total = 0
+    with _started(receiver, fds, stdin=subprocess.PIPE) as (receive, receive_err):
+        sink = receive.stdin.fileno()
+        os.set_blocking(sink, False)
+        for words in senders:
+            with _started(words, fds, stdout=subprocess.PIPE) as (send, send_err):
+                source = send.stdout.fileno()
+                pump = _Pump(source, sink, stall_timeout, _shifted(progress, total))
+                alive = pump.run(quote(words))
+                total += pump.moved
+                send.stdout.close()  # a sender whose receiver is gone has to see it
+                stages.append(_stage(words, send, send_err))
+            if not alive or stages[-1].status != 0:
+                break
+        receive.stdin.close()
+        stages.append(_stage(receiver, receive, receive_err))
+    return Transfer(total, tuple(stages))
+
+
+def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
+    return lambda moved: progress(before + moved)
+
+
+@contextlib.contextmanager
+def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple[Any, IO[bytes]]]:  # noqa: ANN401
+    """Start a stage with its stderr in a file; whatever happens, nothing of it is left running."""
+    with tempfile.TemporaryFile() as err:
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": err, "stderr": err}
+        child = children.start(words, fds, **(given | streams))
+        try:
+            yield child, err
+        except BaseException:
+            kill_group(child)
+            raise
+        finally:
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            child.wait()
+            children.forget(child)
+
+
+def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:  # noqa: ANN401
+    status = int(child.wait())
+    size = err.seek(0, os.SEEK_END)
+    err.seek(max(0, size - 4096))
+    return Stage(quote(words), status, err.read().decode(errors="replace").strip())
+
+
+class _Pump:
+    """Moves bytes from a pipe to a pipe, within the kernel where it can, and watches the clock."""
+
+    def __init__(
+        self, source: int, sink: int, stall_timeout: int, progress: Callable[[int], None]
+    ) -> None:
+        self.source, self.sink = source, sink
+        self.stall_timeout = stall_timeout
+        self.progress = progress
+        self.moved = 0
+        self._waiting = b""
+        self._splice = hasattr(os, "splice")
+
+    def run(self, command: str) -> bool:
+        """Return at the end of the source; False where the sink was gone before."""
+        while True:
+            limit = self.stall_timeout if self.moved else None
+            try:
+                if not self._waiting and not self._wait(self.source, select.POLLIN, limit):
+                    raise self._stalled(command)
+                if not self._wait(self.sink, select.POLLOUT, limit):
+                    raise self._stalled(command)
+                step = self._move()
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                return False
+            if step == 0:
+                return True
+            self.moved += step
+            self.progress(self.moved)
+
+    def _wait(self, fd: int, event: int, limit: float | None) -> bool:
+        """Wait for one end; a sink that breaks while the source is silent wakes it up too."""
+        poll = select.poll()
+        poll.register(self.sink, 0)
+        poll.register(fd, event)
+        ready = dict(poll.poll(None if limit is None else limit * 1000))
+        if ready.get(self.sink, 0) & select.POLLERR:
+            raise BrokenPipeError
+        return bool(ready)
+
+    def _move(self) -> int:
+        if self._splice:
+            try:
+                return os.splice(self.source, self.sink, CHUNK)
+            except (BlockingIOError, BrokenPipeError):
+                raise
+            except OSError:  # a kernel or a file that cannot: plain reads and writes
+                self._splice = False
+        if not self._waiting:
+            self._waiting = os.read(self.source, CHUNK)
+            if not self._waiting:
+                return 0
+        written = os.write(self.sink, self._waiting)
+        self._waiting = self._waiting[written:]
+        return written
+
+    def _stalled(self, command: str) -> Stalled:
+        return Stalled(
+            f"the transfer stalled: no byte for {self.stall_timeout} s after {self.moved} bytes",
+            command=command,
+            untouched="nothing was rotated; the next run sends again what is missing",
+            hint="look at the link and at the target's pool; stall_timeout sets the limit",
+        )

@@ -1,0 +1,265 @@
+"""Decides the words of every zfs command and what its output means; pure, it never runs one.
+
+It never builds a shell string: a command is a tuple of words, quoted once, by the transport.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from zfs_sync_agent.errors import NoAnswer
+from zfs_sync_agent.model import (
+    MARK,
+    RETAINED,
+    RID,
+    ROOT,
+    TARGETS,
+    Capabilities,
+    Dataset,
+    Snapshot,
+    Tree,
+)
+
+Argv = tuple[str, ...]
+
+# "cannot open 'tank/a@sent': dataset does not exist": the one complaint that means "absent".
+_ABSENT = re.compile(r"cannot open '(?P<name>[^']*)': (?:dataset|snapshot) does not exist")
+
+
+# --- commands that only read ------------------------------------------------------------------
+
+
+def list_datasets_argv(root: str, *, recursive: bool) -> Argv:
+    """List filesystems and volumes, parents first."""
+    depth = ("-r",) if recursive else ()
+    return ("list", "-H", *depth, "-t", "filesystem,volume", "-o", "name", root)
+
+
+def list_pool_argv(dataset: str) -> Argv:
+    """Ask for the pool itself: a missing dataset of a pool that is not imported says nothing."""
+    return ("list", "-H", "-o", "name", dataset.split("/", 1)[0])
+
+
+def get_root_argv(root: str) -> Argv:
+    """Read the marks of a root."""
+    return ("get", "-Hp", "-o", "property,value,source", f"{MARK},{RETAINED},{TARGETS}", root)
+
+
+def get_names_argv(can: Capabilities) -> Argv:
+    """Read guid, age and mark of the datasets and snapshots named on standard input.
+
+    `zfs list` of old ZFS prints a guid as 15.1E, so it is always `zfs get -p`. createtxg is hidden
+    from the usage text of every ZFS and known to all of them.
+    """
+    properties = f"guid,creation,createtxg,{RID}" + (",written" if can.written else "")
+    return ("get", "-Hp", "-o", "name,property,value,source", properties)
+
+
+def list_snapshots_argv() -> Argv:
+    """List all snapshots of the datasets named on standard input (a deep listing)."""
+    return ("list", "-H", "-d", "1", "-t", "snapshot", "-o", "name")
+
+
+# --- commands that change ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Change:
+    """One zfs command that changes something on one side, atomic or harmless to repeat.
+
+    `why` is logged where the command discards something.
+    """
+
+    argv: Argv
+    why: str = ""
+
+    @property
+    def verb(self) -> str:
+        """Return the zfs subcommand."""
+        return self.argv[0]
+
+
+def snapshot(root: str, name: str, rid: str, *, recursive: bool) -> Change:
+    """Take the snapshot and its mark in one transaction."""
+    depth = ("-r",) if recursive else ()
+    return Change(("snapshot", *depth, "-o", f"{RID}={rid}", f"{root}@{name}"))
+
+
+def rename_snapshot(dataset: str, old: str, new: str, *, recursive: bool) -> Change:
+    """Rename a snapshot; with -r it is all or nothing."""
+    depth = ("-r",) if recursive else ()
+    return Change(("rename", *depth, f"{dataset}@{old}", f"{dataset}@{new}"))
+
+
+def destroy_snapshot(dataset: str, name: str, *, recursive: bool) -> Change:
+    """Destroy a snapshot; with -r it is not atomic over the tree."""
+    depth = ("-r",) if recursive else ()
+    return Change(("destroy", *depth, f"{dataset}@{name}"))
+
+
+def rename_dataset(old: str, new: str, why: str) -> Change:
+    """Move a dataset aside."""
+    return Change(("rename", old, new), why)
+
+
+def destroy_dataset(name: str, why: str) -> Change:
+    """Destroy a dataset with all that is below it."""
+    return Change(("destroy", "-r", name), why)
+
+
+def rollback(dataset: str, name: str, why: str) -> Change:
+    """Discard what was written since; without -r it refuses where newer snapshots exist."""
+    return Change(("rollback", f"{dataset}@{name}"), why)
+
+
+def set_property(dataset: str, key: str, value: str) -> Change:
+    """Set a local property; an empty value takes the local one away."""
+    return Change(("set", f"{key}={value}", dataset) if value else ("inherit", key, dataset))
+
+
+def create_parent(dataset: str) -> Change:
+    """Create a missing parent of dst; canmount=off, so that it covers no directory."""
+    return Change(("create", "-o", "canmount=off", dataset))
+
+
+def set_readonly(dataset: str) -> Change:
+    """Keep the replica from being written to."""
+    return Change(("set", "readonly=on", dataset))
+
+
+def mark_snapshots_argv(rid: str) -> Argv:
+    """Mark as own the snapshots named on standard input: a stream without -R carries no mark."""
+    return ("set", f"{RID}={rid}")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One zfs send and the place where it is received; `base` None is a full stream.
+
+    `replicate` sends the whole tree (-R). `relative` names the dataset on the source.
+    """
+
+    relative: str
+    base: str | None
+    goal: str
+    into: str
+    replicate: bool
+    intermediary: bool
+    pool: str | None = None  # receive -d POOL, where that maps src to dst exactly
+
+    def send_argv(self, tree: Tree, options: Sequence[str]) -> Argv:
+        """Return the words after `zfs`."""
+        dataset = tree.full(self.relative)
+        base = (
+            (("-I" if self.intermediary else "-i"), f"{dataset}@{self.base}") if self.base else ()
+        )
+        # -p without -R: user properties and sizes travel as they do with -R.
+        return ("send", "-R" if self.replicate else "-p", *options, *base, f"{dataset}@{self.goal}")
+
+    def receive_argv(self, can: Capabilities, options: Sequence[str]) -> Argv:
+        """Return the words after `zfs`; never -F, see zfs_sync(7)."""
+        unmounted = ("-u",) if can.receive_unmounted and "-u" not in options else ()
+        where = ("-d", self.pool) if self.pool else (self.into,)
+        return ("receive", *unmounted, *options, *where)
+
+
+# --- output -----------------------------------------------------------------------------------
+
+
+def check_absent_only(stderr: str, what: str, command: str, status: int) -> None:
+    """Raise NoAnswer unless each line of stderr says that a dataset does not exist.
+
+    Only that is "absent"; a suspended pool or a missing right is "no answer".
+    """
+    if bad := [line for line in stderr.splitlines() if line.strip() and not _ABSENT.search(line)]:
+        raise NoAnswer(what, command=command, detail=f"exit {status}: {bad[-1]}")
+
+
+def is_absent(stderr: str, name: str) -> bool:
+    """Tell whether stderr says, and says nothing else, that this dataset does not exist."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    found = [_ABSENT.search(line) for line in lines]
+    return bool(found) and all(hit and hit["name"] == name for hit in found)
+
+
+def parse_capabilities(usage: str, properties: str, zfs: tuple[str, ...]) -> Capabilities:
+    """Read flags from the usage text of `zfs`, properties from that of `zfs get`.
+
+    >>> parse_capabilities("  receive [-vMnsFhu] [-o a=b] <fs>", "  written NO NO <size>", ("zfs",))
+    Capabilities(zfs=('zfs',), receive_unmounted=True, written=True)
+    """
+    flags = "".join(
+        "".join(re.findall(r"\[-(\w+)\]", line))
+        for line in usage.splitlines()
+        if line.split()[:1] in (["receive"], ["recv"])
+    )
+    names = {line.split()[0] for line in properties.splitlines() if line.split()}
+    return Capabilities(zfs, "u" in flags, "written" in names)
+
+
+def parse_root(output: str) -> dict[str, str]:
+    """Return the marks of a root whose source is `local`; -R carries others along as `received`.
+
+    >>> parse_root("zfs_sync:replica\\tosol1/web/sync#1\\treceived\\n")
+    {}
+    """
+    rows = [line.split("\t") for line in output.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 3 and row[2] == "local"}  # noqa: PLR2004 - the three columns asked for
+
+
+def parse_names(output: str) -> dict[str, dict[str, str]]:
+    """Return name -> property -> value of `zfs get -Hp -o name,property,value,source`.
+
+    A snapshot inherits a user property of its dataset: that one says nothing of the snapshot.
+
+    >>> parse_names("tank@a\\tzfs_sync:rid\\tweb/sync#1\\tinherited from tank\\n")
+    {}
+    """
+    found: dict[str, dict[str, str]] = {}
+    for line in output.splitlines():
+        name, key, value, source = [*line.split("\t"), "", "", ""][:4]
+        if value not in ("", "-") and not source.startswith("inherited"):
+            found.setdefault(name, {})[key] = value
+    return found
+
+
+def relative_to(root: str, full: str) -> str:
+    """Return the name of a dataset relative to the root of its tree."""
+    return full[len(root) + 1 :]
+
+
+def build_tree(
+    root: str,
+    datasets: Iterable[str],
+    properties: Mapping[str, Mapping[str, str]],
+    complete: frozenset[str] = frozenset(),
+) -> Tree:
+    """Put datasets (full names, parents first) and the properties of all names together.
+
+    A dataset that vanished between the two readings is left out.
+    """
+    snapshots: dict[str, dict[str, Snapshot]] = {}
+    for name, values in properties.items():
+        dataset, at, short = name.partition("@")
+        if at and "guid" in values:
+            snapshots.setdefault(dataset, {})[short] = Snapshot(
+                short,
+                values["guid"],
+                int(values.get("creation", 0)),
+                int(values.get("createtxg", 0)),
+                values.get(RID),
+            )
+    found = {}
+    for full in datasets:
+        own = properties.get(full)
+        if own:
+            relative = ROOT if full == root else relative_to(root, full)
+            found[relative] = Dataset(
+                relative,
+                int(own.get("creation", 0)),
+                int(own.get("createtxg", 0)),
+                int(own["written"]) if "written" in own else None,
+                snapshots.get(full, {}),
+                full in complete,
+            )
+    return Tree(root, dict(sorted(found.items())))
