@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import observe, plan, zfs
 from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, SyncError
-from zfs_sync_agent.model import MARK, Names, Snapshot, SourceView, TargetView, Tree
+from zfs_sync_agent.model import (
+    MARK,
+    RETAINED,
+    Names,
+    Snapshot,
+    SourceView,
+    TargetView,
+    Tree,
+    parse_nodes,
+)
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import SSH_FAILED, Transfer, quote, transfer
 
@@ -42,6 +51,14 @@ def change(context: Context, side: Side, step: zfs.Change) -> None:
     answer = side.run(step.argv)
     if answer.status != 0:
         raise _command_failed(side, step.argv, answer.status, answer.stderr)
+
+
+def set_retained(
+    context: Context, side: Side, root: str, value: Mapping[str, frozenset[str]]
+) -> None:
+    """Write this resource's entries of zfs_sync:retained; another resource's stay as they are."""
+    now = parse_nodes(observe.read_root(side, root).get(RETAINED))
+    change(context, side, plan.retain(root, context.names, value, now))
 
 
 def _command_failed(side: Side, argv: Sequence[str], status: int, stderr: str) -> CommandFailed:
@@ -100,7 +117,7 @@ def _keep_instead(
         return []
     first = found[f"{holders[0]}@{name}"]
     kept = context.names.kept(Snapshot(name, first["guid"], int(first["creation"])))
-    change(context, side, plan.property_change(tree.root, {**retained, kept: frozenset()}))
+    set_retained(context, side, tree.root, {**retained, kept: frozenset()})
     whole = recursive and holders[0] == tree.root
     for one in holders[:1] if whole else holders:
         change(context, side, zfs.rename_snapshot(one, name, kept, recursive=whole))
@@ -187,7 +204,7 @@ class Branch:
             branch = self._plan(branch.goal, one_by_one=one_by_one)
 
     def _attempt(self, branch: plan.Branch) -> SyncError | None:
-        """Do what the plan says, then list the target; return the failure of the transfer, if any."""
+        """Do what the plan says, then list the target; return the transfer's failure, if any."""
         for text in branch.warnings:
             self.context.warn(text)
         for step in branch.before:
@@ -242,7 +259,7 @@ class Branch:
             if stand.target is None or stand.has_goal:
                 continue
             if self.view.tree.full(stand.target) == named:
-                return plan.discard(self.source, self.view, self.context.resource, stand, "changed")
+                return plan.discard(self.view, self.context.resource, stand, "changed")
         return None
 
     def _rotate(self, goal: str, afterwards: Sequence[zfs.Change]) -> None:
@@ -262,7 +279,7 @@ class Branch:
         for step in afterwards:
             change(context, self.side, step)
         if set(busy) != set(view.retained):
-            change(context, self.side, plan.property_change(view.dst, busy))
+            set_retained(context, self.side, view.dst, busy)
 
     def _mark_snapshots(self, names: Sequence[str]) -> None:
         argv = zfs.mark_snapshots_argv(self.context.who.rid_value)

@@ -10,14 +10,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from check_zfs_sync import __version__
 from check_zfs_sync.service import Service, SyncResource, Target, load_services
-from check_zfs_sync.statefile import State
+from check_zfs_sync.statefile import State, TargetState
 from zfs_sync_agent import plan, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - a traceback is no message
+    except Exception as error:
         LOG.exception("internal failure")
         print(f"zfs_sync_agent: internal failure: {error!r}; please report it", file=sys.stderr)
         code = EXIT_FAILED
@@ -188,7 +188,7 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
         return EXIT_FAILED
     except SyncError as error:
         return _tell(label, resource, rec, [Outcome("", "", error)])
-    return _tell(label, resource, rec, outcomes)
+    return _tell(label, resource, rec, outcomes, news_only=not args.dry_run)
 
 
 def _wants_to_run(resource: SyncResource) -> bool:
@@ -251,43 +251,52 @@ def _is_wanted(args: argparse.Namespace, target: Target) -> bool:
 # --- what is told -----------------------------------------------------------------------------
 
 
-def _tell(label: str, resource: SyncResource, rec: Record, outcomes: Sequence[Outcome]) -> int:
+def _tell(
+    label: str,
+    resource: SyncResource,
+    rec: Record,
+    outcomes: Sequence[Outcome],
+    *,
+    news_only: bool = True,
+) -> int:
     """Log every failure; print the block of those that are news. Return the exit status."""
     codes = {EXIT_OK}
     prefix = f"{resource.service}.{resource.rid}".upper()
-    for outcome in outcomes:
-        error = outcome.error
-        if error is None:
-            continue
+    for error in dict.fromkeys(outcome.error for outcome in outcomes if outcome.error):
+        about = [outcome for outcome in outcomes if outcome.error is error]
+        nodes = ", ".join(outcome.node for outcome in about)
+        who = f"{label} to {nodes}" if nodes else label
         codes.add(error.exit_code)
         level = ALERT if isinstance(error, BrokenChain) else logging.ERROR
         name = logging.getLevelName(level)
-        who = f"{label} to {outcome.node}" if outcome.node else label
         LOG.log(level, "%s - %s - %s", prefix, name, f"{who}: {error.reason}")
-        if _is_news(outcome, rec, resource):
+        if not news_only or _is_news(about, rec, resource):
             print(error.block(who), file=sys.stderr)
     return worst_exit(codes)
 
 
-def _is_news(outcome: Outcome, rec: Record, resource: SyncResource) -> bool:
+def _is_news(outcomes: Sequence[Outcome], rec: Record, resource: SyncResource) -> bool:
     """A block comes at the first failure, when its reason changes, once per sync_max_delay."""
-    error = outcome.error
-    if error is None or not outcome.node:
-        return True
     now = record.now()
-    entry = rec.entry(outcome.node, outcome.dst)
-    same = entry.alert_reason == _gist(error.reason)
-    if same and entry.alerted is not None and now - entry.alerted < resource.sync_max_delay:
-        return False
-    try:
-        rec.update(
-            outcome.node,
-            outcome.dst,
-            lambda one: one._replace(alerted=now, alert_reason=_gist(error.reason)),
-        )
-    except SyncError:  # nowhere to remember it: told again at the next run
-        LOG.warning("the state file cannot be written; this alert will be repeated")
-    return True
+    news = False
+    for outcome in outcomes:
+        reason = _gist(outcome.error.reason if outcome.error else "")
+        if not outcome.node:
+            return True
+        entry = rec.entry(outcome.node, outcome.dst)
+        recent = entry.alerted is not None and now - entry.alerted < resource.sync_max_delay
+        if recent and entry.alert_reason == reason:
+            continue
+        news = True
+        try:
+            rec.update(outcome.node, outcome.dst, _alerted(now, reason))
+        except SyncError:  # nowhere to remember it: told again at the next run
+            LOG.warning("the state file cannot be written; this alert will be repeated")
+    return news
+
+
+def _alerted(now: int, reason: str) -> Callable[[TargetState], TargetState]:
+    return lambda entry: entry._replace(alerted=now, alert_reason=reason)
 
 
 def _gist(reason: str) -> str:
@@ -313,7 +322,7 @@ class _Syslog(logging.handlers.SysLogHandler):
     priority_map = {**logging.handlers.SysLogHandler.priority_map, "ALERT": "alert"}  # noqa: RUF012 - as in the class above it
 
 
-def _log_to(verbose: bool) -> None:  # noqa: FBT001 - the flag itself
+def _log_to(verbose: bool) -> None:
     """Send the log to syslog; with -v to stderr too."""
     logging.addLevelName(ALERT, "ALERT")
     LOG.setLevel(logging.INFO)

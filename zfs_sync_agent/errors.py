@@ -57,7 +57,7 @@ class CommandFailed(SyncError):
 
 
 class NoAnswer(SyncError):
-    """A node or a command did not answer: nothing is known, least of all that a dataset is absent."""
+    """A node or a command did not answer: nothing is known, not even that a dataset is absent."""
 
 
 class Stalled(NoAnswer):

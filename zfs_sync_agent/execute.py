@@ -9,21 +9,21 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from check_zfs_sync.service import SyncResource, Target
+from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
 from check_zfs_sync.statefile import Success, digest
 from zfs_sync_agent import observe, plan, record, zfs
-from zfs_sync_agent.branch import Branch, Context, apply_rotation, change
+from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
 from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, SyncError
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
     ROOT,
     TARGETS,
-    Names,
     SourceView,
     TargetView,
-    parse_retained,
+    format_nodes,
+    parse_nodes,
 )
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.record import Lock, Record
@@ -71,7 +71,7 @@ class Worker:
                 act(self)
             except SyncError as error:
                 self.error = self.error or error
-            except Exception as error:  # noqa: BLE001 - one target must not take the others with it
+            except Exception as error:
                 what = f"internal failure: {type(error).__name__}"
                 self.error = self.error or CommandFailed(what, detail=str(error))
 
@@ -132,29 +132,34 @@ class Run:
                 worker.side.shell.open()
         self.side.find_zfs()
         source = self._observe_source()
-        if source.replica_of:
+        if plan.is_standby(source, self.who):
             self._standby(source.replica_of)
             self.workers = []
             return
-        plan.check_source(source, self.names, self.who)
-        self._each(self.workers, lambda worker: self._observe(worker, source))
+        try:
+            self._each(self.workers, lambda worker: self._observe(worker, source))
+            plan.check_source(source, self.names, self.who)
+            if self.settings.dry_run:
+                self._show_plan(source)
+            elif self._cycle(self._finish_half_rotated(source)):
+                self._cycle(self._look_again())
+        except SyncError as error:  # of the source's side: it is the same for every target
+            for worker in self.workers:
+                worker.error = worker.error or error
         if self.settings.dry_run:
-            self._show_plan(source)
             return
-        if self._cycle(self._finish_half_rotated(source)):
-            self._cycle(self._look_again())
         for worker in self.workers:
-            if worker.error is not None and not worker.recorded:
+            if worker.error is not None and not worker.recorded and worker.joining is None:
                 self._record_failure(worker, worker.error)
 
-    def _standby(self, replica_of: str) -> None:
+    def _standby(self, replica_of: str | None) -> None:
         if self.resource.only_if:
             raise Refused(
                 f"only_if passes on {self.settings.nodename}, but {self.src} is the replica of"
                 f" {replica_of}: this node does not send",
                 untouched=plan.UNTOUCHED,
-                hint=f"see to it that {replica_of.split('/')[0]} no longer sends; then here:"
-                f" zfs inherit {MARK} {self.src} and zfs set readonly=off {self.src}",
+                hint="make sure that the other node sends no more, then here: zfs inherit"
+                f" {MARK} {self.src} and zfs set readonly=off {self.src}",
             )
         self.context.info(f"standby: {self.src} is the replica of {replica_of}; nothing to send")
 
@@ -173,6 +178,7 @@ class Run:
             self.side,
             self.src,
             self.names,
+            self.who.rid_value,
             recursive=self.resource.recursive,
             deep=self.resource.intermediary,
         )
@@ -194,7 +200,7 @@ class Run:
         worker.view = view
 
     def _look_again(self) -> SourceView:
-        """A B that an earlier run left was finished: take a new one, so that the lag stays honest."""
+        """An earlier run's B was finished: take a new one too, so that the lag stays honest."""
         source = self._observe_source()
         for worker in self.workers:
             worker.proven = worker.may_hold_goal = False
@@ -204,7 +210,7 @@ class Run:
     # --- one cycle ----------------------------------------------------------------------------
 
     def _cycle(self, source: SourceView) -> bool:
-        """Take B, bring the targets to it, rotate; return whether it was a B left by another run."""
+        """Take B, bring the targets to it, rotate; return whether it was an earlier run's B."""
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         abreast, joining = self._roles(source)
         source = self._take_snapshots(source, abreast, joining, leftover=leftover)
@@ -214,7 +220,7 @@ class Run:
         return self._finish(source, leftover=leftover) and leftover
 
     def _roles(self, source: SourceView) -> tuple[list[Worker], list[Worker]]:
-        """Return who takes part in A -> B and who joins; whoever must not be written to, neither."""
+        """Return who takes part in A -> B and who joins; a refused target does neither."""
         abreast: list[Worker] = []
         joining: list[Worker] = []
         for worker in self.workers:
@@ -237,8 +243,10 @@ class Run:
         worker.view = view
         entry = self.record.entry(worker.node, worker.dst)
         known = worker.node in source.targets or entry.last_success is not None
-        plan.check_target(cleared, view, self.who, known=known, consent=self.settings.consent)
-        if self.settings.consent and view.tree is not None:
+        consent = self.settings.consent
+        plan.check_target(cleared, view, self.who, self.names, known=known, consent=consent)
+        if consent and view.tree is not None:
+            worker.recorded = True  # nothing is wrong with the replica: its state is left alone
             raise Refused(
                 f"syncfull: {worker.dst} exists on {worker.node}",
                 untouched=plan.UNTOUCHED,
@@ -260,7 +268,7 @@ class Run:
     def _take_snapshots(
         self, source: SourceView, abreast: list[Worker], joining: list[Worker], *, leftover: bool
     ) -> SourceView:
-        """Make the intent durable before anything is sent; a leftover intent is never taken again."""
+        """Make the intent durable before anything is sent; an earlier one is not taken again."""
         held = source.tree.datasets[ROOT].snapshots
         new = [worker for worker in joining if self.names.tosend_for(worker.node) not in held]
         if new:
@@ -270,7 +278,7 @@ class Run:
                 for worker in new:
                     name = self.names.tosend_for(worker.node)
                     retained[name] = frozenset({worker.node})
-                change(self.context, self.side, plan.property_change(self.src, retained))
+                set_retained(self.context, self.side, self.src, retained)
         take = [self.names.tosend] if abreast and not leftover else []
         take += [self.names.tosend_for(worker.node) for worker in new]
         for name in take:
@@ -281,12 +289,12 @@ class Run:
         return self._observe_source() if take else source
 
     def _retained_now(self) -> dict[str, frozenset[str]]:
-        return parse_retained(observe.read_root(self.side, self.src).get(RETAINED))
+        return self.names.own(parse_nodes(observe.read_root(self.side, self.src).get(RETAINED)))
 
     # --- one target ---------------------------------------------------------------------------
 
     def _branch(self, worker: Worker, source: SourceView, goal: str) -> None:
-        """Bring one target to the goal and record it; the push goes out where it was refused too."""
+        """Bring one target to the goal and record it; a refusal is recorded and pushed too."""
         assert worker.view is not None  # noqa: S101 - _roles looked
         worker.begun = record.now()
         self.record.update(
@@ -339,34 +347,39 @@ class Run:
         try:
             with self.record.exclusive():
                 source = observe.observe_source(
-                    side, self.src, self.names, recursive=self.resource.recursive
+                    side,
+                    self.src,
+                    self.names,
+                    self.who.rid_value,
+                    recursive=self.resource.recursive,
                 )
                 kept = plan.kept_name(source.tree, self.names, source.tree.guids(goal), goal)
                 needed = {kept: frozenset({worker.node})}
                 marks = observe.read_root(side, self.src)
                 retained = {
                     name: nodes - {worker.node}
-                    for name, nodes in parse_retained(marks.get(RETAINED)).items()
+                    for name, nodes in self.names.own(parse_nodes(marks.get(RETAINED))).items()
                 }
                 both = {**retained, goal: frozenset({worker.node}), **needed}
-                self._add_targets(side, marks.get(TARGETS, ""), {worker.node})
-                change(self.context, side, plan.property_change(self.src, both))
+                self._add_targets(side, marks.get(TARGETS), {worker.node})
+                set_retained(self.context, side, self.src, both)
                 for step in plan.rename_own(
                     source.tree, goal, kept, recursive=self.resource.recursive
                 ):
                     change(self.context, side, step)
                 del both[goal]
-                change(self.context, side, plan.property_change(self.src, both))
+                set_retained(self.context, side, self.src, both)
         finally:
             side.shell.close()
 
-    def _add_targets(self, side: Side, value: str, nodes: set[str]) -> None:
-        known = set(value.split(",")) - {""}
-        configured = {target.node for target in self.resource.targets}
-        new = (known | nodes) & configured
+    def _add_targets(self, side: Side, value: str | None, nodes: set[str]) -> None:
+        """Remember who was shown to hold a snapshot: if its replica is gone, it is no new one."""
+        everyone = parse_nodes(value)
+        known = everyone.get(self.who.rid_value, frozenset())
+        new = (known | nodes) & {target.node for target in self.resource.targets}
         if new != known:
-            step = zfs.set_property(self.src, TARGETS, ",".join(sorted(new)))
-            change(self.context, side, step)
+            text = format_nodes({**everyone, self.who.rid_value: frozenset(new)})
+            change(self.context, side, zfs.set_property(self.src, TARGETS, text))
 
     # --- the source's rotation ----------------------------------------------------------------
 
@@ -388,10 +401,10 @@ class Run:
         proven = {worker.node for worker in self.workers if worker.proven and not worker.joining}
         with self.record.exclusive():
             marks = observe.read_root(self.side, self.src)
-            if parse_retained(marks.get(RETAINED)) != source.retained:
+            if self.names.own(parse_nodes(marks.get(RETAINED))) != source.retained:
                 source = self._observe_source()  # a join ended meanwhile
             if proven:
-                self._add_targets(self.side, marks.get(TARGETS, ""), proven)
+                self._add_targets(self.side, marks.get(TARGETS), proven)
             needs = self._needs(source, leftover=leftover, rotate=rotate)
             if rotate or needs != source.retained:
                 self._rotate_source(source, needs, rotate=rotate)
@@ -421,14 +434,14 @@ class Run:
         finish = plan.finish_source(source, self.names, needs, recursive=recursive, rotate=rotate)
         value = dict(source.retained)
         if finish.retained != value:
-            change(self.context, self.side, plan.property_change(self.src, finish.retained))
+            set_retained(self.context, self.side, self.src, finish.retained)
             value = dict(finish.retained)
         steps = (*finish.changes, *finish.dropped)
         busy = apply_rotation(self.context, self.side, source.tree, steps, finish.retained)
         cleaned = {**finish.cleaned, **busy}
         # A snapshot that could not be destroyed put its own name into the property.
         if busy or cleaned != value:
-            change(self.context, self.side, plan.property_change(self.src, cleaned))
+            set_retained(self.context, self.side, self.src, cleaned)
 
     # --- record -------------------------------------------------------------------------------
 

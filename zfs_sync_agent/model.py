@@ -11,7 +11,7 @@ ROOT = ""  # the relative name of the root of a tree
 
 MARK = "zfs_sync:replica"  # on a replica's root: <source node>/<service>/<rid>
 RETAINED = "zfs_sync:retained"  # on a root: <snapshot>=<node>,<node>;... (src), <snapshot>= (dst)
-TARGETS = "zfs_sync:targets"  # on the src's root: the nodes that were shown to hold a snapshot
+TARGETS = "zfs_sync:targets"  # on the src's root: <service>/<rid>=<node>,<node>;... shown to hold
 RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
 
 
@@ -82,7 +82,10 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class SourceView:
-    """The source as one observation saw it; only properties with source `local` are in it."""
+    """The source as one observation saw it; only properties with source `local` are in it.
+
+    `retained` and `targets` are this resource's own: another one may share the src.
+    """
 
     tree: Tree
     replica_of: str | None
@@ -143,21 +146,27 @@ class Names:
             or name.startswith(f"{self.prefix}tosend.")
         )
 
+    def own(self, value: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+        """Return the entries of a property that are this resource's."""
+        return {name: nodes for name, nodes in value.items() if self.is_own(name)}
 
-def parse_retained(value: str | None) -> dict[str, frozenset[str]]:
-    """Return snapshot name -> nodes that need it from a property value `name=node,node;name=`.
 
-    >>> parse_retained("sent.x=osol2,osol3;tosend.osol4=osol4;sent.y=")["sent.y"]
+def parse_nodes(value: str | None) -> dict[str, frozenset[str]]:
+    """Return name -> nodes from a property value `name=node,node;name=`.
+
+    The names are snapshots' (RETAINED) or resources' (TARGETS).
+
+    >>> parse_nodes("sent.x=osol2,osol3;tosend.osol4=osol4;sent.y=")["sent.y"]
     frozenset()
     """
-    retained = {}
+    found = {}
     for entry in (value or "").split(";"):
         name, equals, nodes = entry.partition("=")
         if equals:
-            retained[name] = frozenset(node for node in nodes.split(",") if node)
-    return retained
+            found[name] = frozenset(node for node in nodes.split(",") if node)
+    return found
 
 
-def format_retained(retained: Mapping[str, frozenset[str]]) -> str:
-    """Return the property value that parse_retained reads back; '' for nothing."""
-    return ";".join(f"{name}={','.join(sorted(nodes))}" for name, nodes in sorted(retained.items()))
+def format_nodes(value: Mapping[str, frozenset[str]]) -> str:
+    """Return the property value that parse_nodes reads back; '' for nothing."""
+    return ";".join(f"{name}={','.join(sorted(nodes))}" for name, nodes in sorted(value.items()))

@@ -18,7 +18,7 @@ from zfs_sync_agent.model import (
     SourceView,
     TargetView,
     Tree,
-    parse_retained,
+    parse_nodes,
 )
 from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell
 
@@ -149,9 +149,12 @@ def deepen(side: Side, tree: Tree, relative: Sequence[str]) -> Tree:
 
 
 def observe_source(
-    side: Side, src: str, names: Names, *, recursive: bool, deep: bool = False
+    side: Side, src: str, names: Names, resource: str, *, recursive: bool, deep: bool = False
 ) -> SourceView:
-    """Return the source. Raises Misconfigured if src does not exist, NoAnswer."""
+    """Return the source; `resource` is its <service>/<rid>.
+
+    Raises Misconfigured if src does not exist, NoAnswer.
+    """
     datasets = list_datasets(side, src, recursive=recursive)
     if not datasets:
         raise Misconfigured(
@@ -160,7 +163,7 @@ def observe_source(
             hint="create it, or write src@NODE = in the service file if this node never sends",
         )
     marks = read_root(side, src)
-    retained = parse_retained(marks.get(RETAINED))
+    retained = names.own(parse_nodes(marks.get(RETAINED)))
     tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained))
     if deep:
         tree = deepen(side, tree, list(tree.datasets))
@@ -168,7 +171,7 @@ def observe_source(
         tree,
         marks.get(MARK),
         retained,
-        frozenset(marks.get(TARGETS, "").split(",")) - {""},
+        parse_nodes(marks.get(TARGETS)).get(resource, frozenset()),
         side.can,
     )
 
@@ -185,7 +188,7 @@ def observe_target(
     if not datasets:
         return replace(view, missing_parents=_missing_parents(side, dst))
     marks = read_root(side, dst)
-    retained = parse_retained(marks.get(RETAINED))
+    retained = names.own(parse_nodes(marks.get(RETAINED)))
     own = (names.sent, names.tosend, *source.retained, *retained)
     tree = read_tree(side, dst, datasets, own)
     return replace(view, tree=tree, mark=marks.get(MARK), retained=retained)

@@ -15,13 +15,14 @@ A is the source's @sent, B its @tosend. Which interruption leads where:
 Invariants, each with the test that holds it, stand in zfs_sync(7).
 """
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import State, StateFileError, parse_state
 from zfs_sync_agent import zfs
-from zfs_sync_agent.errors import BrokenChain, Refused
+from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
@@ -32,7 +33,7 @@ from zfs_sync_agent.model import (
     SourceView,
     TargetView,
     Tree,
-    format_retained,
+    format_nodes,
 )
 
 UNTOUCHED = "everything on both sides"
@@ -196,17 +197,24 @@ def check_source(source: SourceView, names: Names, who: Identity) -> None:
     Someone destroyed ours and took another under the name, or another tool uses it: renaming or
     destroying by that name would hit what the agent did not make.
     """
-    for dataset in source.tree.datasets.values():
+    tree = source.tree
+    foreign: dict[str, set[str]] = {}
+    for dataset in tree.datasets.values():
         for snap in dataset.snapshots.values():
             if names.is_own(snap.name) and snap.rid != who.rid_value:
-                full = f"{source.tree.full(dataset.name)}@{snap.name}"
-                raise BrokenChain(
-                    f"chain broken: {full} (guid {snap.guid}) on {who.source} was not taken by this"
-                    " agent for this resource",
-                    untouched=UNTOUCHED,
-                    hint=f"if nobody needs it: zfs destroy '{full}', then a full sync of each"
-                    " target (syncfull); or set snap_prefix if another tool uses the name",
-                )
+                foreign.setdefault(snap.name, set()).add(dataset.name)
+    if not foreign:
+        return
+    listing = _Listing(tree, recursive=True)
+    steps = [step for name, held in foreign.items() for step in listing.destroy(name, held)]
+    commands = "; ".join(f"zfs {shlex.join(step.argv)}" for step in steps)
+    raise BrokenChain(
+        f"chain broken: {steps[0].argv[-1]} on {who.source} was not taken by this agent for this"
+        " resource",
+        untouched=UNTOUCHED,
+        hint=f"if nobody needs it: {commands}; then run again, and do what that run says of each"
+        " target. If another tool uses the name, set snap_prefix",
+    )
 
 
 def is_half_rotated(source: SourceView, targets: Iterable[TargetView], names: Names) -> bool:
@@ -250,7 +258,13 @@ def check_state_owner(target: TargetView, who: Identity) -> None:
 
 
 def check_target(
-    source: SourceView, target: TargetView, who: Identity, *, known: bool, consent: bool
+    source: SourceView,
+    target: TargetView,
+    who: Identity,
+    names: Names,
+    *,
+    known: bool,
+    consent: bool,
 ) -> None:
     """Raise BrokenChain or Refused where the target's root falls in a row that forbids writing.
 
@@ -282,6 +296,8 @@ def check_target(
                 untouched=UNTOUCHED,
                 hint=_move_aside_hint(target, who),
             )
+        for intent in (names.tosend, names.tosend_for(target.node)):
+            _check_not_in_flight(target, twin, root.snapshots.get(intent))
         raise Refused(
             f"{target.dst} exists on {target.node} and is not a replica of {source.tree.root}",
             untouched=UNTOUCHED,
@@ -296,6 +312,22 @@ def check_target(
             hint=f"if it is still a replica: zfs set {MARK}={who.mark} {target.dst} on"
             f" {target.node}",
         )
+
+
+def _check_not_in_flight(target: TargetView, twin: Dataset, goal: Snapshot | None) -> None:
+    """Raise CommandFailed where a dataset may be one that a cut receive is about to take back.
+
+    It is there without any snapshot for a moment, and younger than what was being sent.
+    """
+    if goal is None or twin.snapshots or twin.creation - target.clock_offset < goal.creation - 1:
+        return
+    assert target.tree is not None  # noqa: S101 - the dataset is in it
+    full = target.tree.full(twin.name)
+    raise CommandFailed(
+        f"{full} on {target.node} has no snapshot yet: an earlier run's receive may be under way",
+        untouched=UNTOUCHED,
+        hint=f"the next run looks again; if {full} is somebody else's, move it away",
+    )
 
 
 def _move_aside_hint(target: TargetView, who: Identity) -> str:
@@ -344,17 +376,17 @@ def plan_branch(
             streams=_first_streams(source.tree, target, resource, goal),
         )
     found = stands(source.tree, target.tree, goal)
-    broken = _broken_children(source, target, found)
+    broken = _broken_children(source, target, found, goal)
     lacking = [stand for stand in found if not stand.has_goal and stand.relative not in broken]
     gone = _Gone.of(source, target, resource, who)
     moved = gone.move_aside(found)
-    streams = _streams(source.tree, target, resource, found, lacking, goal)
+    streams = _streams(source.tree, target, resource, found, goal)
     if one_by_one or broken or streams is None:
         streams = _single_streams(source.tree, target, resource, lacking, goal)
     return Branch(
         target.node,
         goal,
-        before=(*_discards(source, target, resource, lacking), *moved),
+        before=(*_discards(target, resource, lacking), *moved),
         streams=streams,
         afterwards=gone.destroy(),
         broken=broken,
@@ -363,7 +395,7 @@ def plan_branch(
 
 
 def _pool_for(source: Tree, target: TargetView) -> str | None:
-    """Return POOL where `receive -d POOL` maps the source's root to dst exactly, as the seed does."""
+    """Return POOL where `receive -d POOL` maps the source's root to dst exactly."""
     pool = target.dst.split("/", 1)[0]
     below = source.root.partition("/")[2]
     return pool if below and target.dst == f"{pool}/{below}" else None
@@ -381,18 +413,13 @@ def _first_streams(
     history = any(set(source.datasets[name].snapshots) - {goal} for name in names)
     if resource.recursive and (resource.intermediary or not history) and len(names) > 1:
         pool = _pool_for(source, target)
-        return (zfs.Stream(ROOT, None, goal, target.dst, True, False, pool),)  # noqa: FBT003 - fields
+        return (zfs.Stream(ROOT, None, goal, target.dst, True, False, pool),)
     everything = [Stand(name, None, None, has_goal=False) for name in names]
     return _single_streams(source, target, resource, everything, goal)
 
 
 def _streams(
-    source: Tree,
-    target: TargetView,
-    resource: SyncResource,
-    found: list[Stand],
-    lacking: list[Stand],
-    goal: str,
+    source: Tree, target: TargetView, resource: SyncResource, found: list[Stand], goal: str
 ) -> tuple[zfs.Stream, ...] | None:
     """Return the one -R -i stream that does it all, () if nothing lacks, None if one cannot.
 
@@ -400,22 +427,21 @@ def _streams(
     renames and updates the children. A child that is lost on the target, or has the goal already,
     makes it stop half-way (zfs-fuse; newer ZFS skips the latter).
     """
-    if not lacking:
+    if all(stand.has_goal for stand in found):
         return ()
-    if not resource.recursive:
+    if not resource.recursive or any(stand.has_goal for stand in found):
         return None
-    bases = {stand.common.name for stand in lacking if stand.common}
+    bases = {stand.common.name for stand in found if stand.common}
     if len(bases) != 1 or found[0].relative != ROOT:
         return None
     base = bases.pop()
     if base not in source.datasets[ROOT].snapshots:
         return None
     for stand in found:
-        lost = stand.target is None and base in source.datasets[stand.relative].snapshots
-        if lost or stand.has_goal:
+        if stand.target is None and base in source.datasets[stand.relative].snapshots:
             return None
     pool = _pool_for(source, target)
-    stream = zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool)  # noqa: FBT003 - fields
+    stream = zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool)
     return (stream,)
 
 
@@ -443,13 +469,15 @@ def _single_streams(
                 into,
                 False,
                 bool(base) and resource.intermediary,
-                pool,  # noqa: FBT003 - fields
+                pool,
             )
         )
     return tuple(streams)
 
 
-def _broken_children(source: SourceView, target: TargetView, found: list[Stand]) -> tuple[str, ...]:
+def _broken_children(
+    source: SourceView, target: TargetView, found: list[Stand], goal: str
+) -> tuple[str, ...]:
     """Return the children that are ours and have nothing in common; refuse where one is foreign."""
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     broken = []
@@ -458,6 +486,7 @@ def _broken_children(source: SourceView, target: TargetView, found: list[Stand])
             continue
         twin = target.tree.datasets[stand.target]
         if not any(snap.rid for snap in twin.snapshots.values()):
+            _check_not_in_flight(target, twin, source.tree.datasets[ROOT].snapshots.get(goal))
             raise Refused(
                 f"{target.tree.full(twin.name)} on {target.node} is not a replica, and"
                 f" {source.tree.full(stand.relative)} has to go there",
@@ -468,9 +497,7 @@ def _broken_children(source: SourceView, target: TargetView, found: list[Stand])
     return tuple(broken)
 
 
-def _discards(
-    source: SourceView, target: TargetView, resource: SyncResource, lacking: list[Stand]
-) -> list[zfs.Change]:
+def _discards(target: TargetView, resource: SyncResource, lacking: list[Stand]) -> list[zfs.Change]:
     """Return the rollbacks of what was written on the replica, each with its bytes."""
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     changes = []
@@ -478,13 +505,11 @@ def _discards(
         twin = target.tree.datasets[stand.target] if stand.target is not None else None
         if twin is None or not twin.written:
             continue
-        changes.append(discard(source, target, resource, stand, f"{twin.written} bytes"))
+        changes.append(discard(target, resource, stand, f"{twin.written} bytes"))
     return changes
 
 
-def discard(
-    source: SourceView, target: TargetView, resource: SyncResource, stand: Stand, amount: str
-) -> zfs.Change:
+def discard(target: TargetView, resource: SyncResource, stand: Stand, amount: str) -> zfs.Change:
     """Return the rollback of one written dataset to its base, or raise Refused.
 
     `amount` says how much was written: bytes, or `changed` where ZFS does not tell.
@@ -573,7 +598,7 @@ class _Gone:
         )
 
     def destroy(self) -> tuple[zfs.Change, ...]:
-        """Return what removes those seen before, whole subtrees at once; nothing of an unmarked dst."""
+        """Return what removes those seen before, subtrees at once; nothing of an unmarked dst."""
         assert self.target.tree is not None  # noqa: S101 - of() saw it
         if self.policy != "follow" or not self.target.mark:
             return ()
@@ -654,7 +679,7 @@ class _Listing:
         }
 
     def _is_whole(self, snapshot: str, datasets: set[str]) -> bool:
-        """-r is right only where it hits exactly these: it would take a foreign child's own @sent."""
+        """-r is right only where it hits these alone: it would take a foreign child's @sent."""
         holders = {name for name, held in self.held.items() if snapshot in held}
         return self.recursive and ROOT in datasets and holders == datasets
 
@@ -789,19 +814,7 @@ def finish_source(
     retained |= {name: frozenset() for name in source.retained if name not in retained}
     changes: list[zfs.Change] = []
     if rotate and names.tosend in holders:
-        needed_old = retained.pop(names.sent, frozenset())
-        needed_new = retained.pop(names.tosend, frozenset())
-        old = holders.get(names.sent, set())
-        if ROOT not in old:  # cut after A was dropped: what the property says of @sent is B's
-            needed_new |= needed_old
-        if old and needed_old:
-            kept = kept_name(tree, names, old, names.sent)
-            retained[kept] = retained.get(kept, frozenset()) | needed_old
-            changes += listing.rename(names.sent, kept, old)
-        elif old:
-            changes += listing.destroy(names.sent, old)
-        if needed_new:
-            retained[names.sent] = needed_new
+        changes += _retire(listing, names, holders.get(names.sent, set()), retained)
         changes += listing.rename(names.tosend, names.sent, holders[names.tosend])
     dropped: list[zfs.Change] = []
     for name in sorted(retained):
@@ -809,6 +822,23 @@ def finish_source(
             dropped += listing.destroy(name, holders.get(name, set()))
     cleaned = {name: nodes for name, nodes in retained.items() if nodes}
     return Finish(retained, tuple(changes), tuple(dropped), cleaned)
+
+
+def _retire(
+    listing: _Listing, names: Names, old: set[str], retained: dict[str, frozenset[str]]
+) -> list[zfs.Change]:
+    """Keep A where a node may need it, destroy it else; `retained` then speaks of the new names."""
+    needed_old = retained.pop(names.sent, frozenset())
+    needed_new = retained.pop(names.tosend, frozenset())
+    if ROOT not in old:  # cut after A was dropped: what the property says of @sent is B's
+        needed_new |= needed_old
+    if needed_new:
+        retained[names.sent] = needed_new
+    if old and needed_old:
+        kept = kept_name(listing.tree, names, old, names.sent)
+        retained[kept] = retained.get(kept, frozenset()) | needed_old
+        return listing.rename(names.sent, kept, old)
+    return listing.destroy(names.sent, old) if old else []
 
 
 def kept_name(tree: Tree, names: Names, holders: Iterable[str], snapshot: str) -> str:
@@ -890,6 +920,20 @@ def _assumed_names(source: SourceView, names: Names, node: str) -> set[str]:
     return existing
 
 
-def property_change(root: str, value: Mapping[str, frozenset[str]]) -> zfs.Change:
-    """Return the command that writes zfs_sync:retained."""
-    return zfs.set_property(root, RETAINED, format_retained(value))
+def retain(
+    root: str,
+    names: Names,
+    value: Mapping[str, frozenset[str]],
+    now: Mapping[str, frozenset[str]],
+) -> zfs.Change:
+    """Return the command that writes zfs_sync:retained; what others have in it `now` stays."""
+    others = {name: nodes for name, nodes in now.items() if not names.is_own(name)}
+    return zfs.set_property(root, RETAINED, format_nodes({**others, **value}))
+
+
+def is_standby(source: SourceView, who: Identity) -> bool:
+    """Tell whether the src is itself the replica of this resource: then another node sends.
+
+    A replica of another resource may be sent on (a cascade, with a snap_prefix).
+    """
+    return source.replica_of is not None and source.replica_of.endswith(f"/{who.rid_value}")

@@ -84,7 +84,7 @@ class Record:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold off, for moments, other runs that write the state file or the source's properties."""
+        """Hold off, for moments, other writers of the state file and the source's properties."""
         path = Path(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(f".{path.name}.write.lock").open("a") as handle:
@@ -132,7 +132,7 @@ class Record:
                 _write(Path(self.path), format_state(state._replace(targets=kept)))
 
     def push(self, side: Side, node: str) -> None:
-        """Copy the state to a target by temporary file and rename. Raises CommandFailed, NoAnswer."""
+        """Copy the state to a target, renamed into place. Raises CommandFailed, NoAnswer."""
         path = Path(self.path)
         text = format_state(self.read()._replace(here=node))
         words = ("sh", "-c", _RECEIVE, "sh", str(path.parent), path.name)
@@ -196,7 +196,9 @@ def failed(entry: TargetState, error: SyncError, begun: int, now: int) -> Target
 def succeeded(entry: TargetState, success: Success) -> TargetState:
     """Return the entry after a success."""
     attempt = Attempt(success.started, success.finished, "ok", None)
-    return entry._replace(status="ok", last_success=success, last_attempt=attempt, alerted=None)
+    return entry._replace(
+        status="ok", last_success=success, last_attempt=attempt, alerted=None, alert_reason=None
+    )
 
 
 def now() -> int:

@@ -12,7 +12,7 @@ from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import State, StateFileError, TargetState, read_state, state_path
 from zfs_sync_agent import observe, record
 from zfs_sync_agent.errors import SyncError
-from zfs_sync_agent.model import MARK, RETAINED, parse_retained
+from zfs_sync_agent.model import MARK, RETAINED, Names, parse_nodes
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Shell
 
@@ -80,7 +80,10 @@ def _rows(resource: SyncResource, state_dir: str, now: int) -> list[Row]:
         print(error, file=sys.stderr)
         state = None
     replica_of, retained = _marks(resource)
-    if replica_of is not None or (state is not None and state.source != resource.nodename):
+    own = f"/{resource.service}/{resource.rid}"
+    if (replica_of or "").endswith(own) or (
+        state is not None and state.source != resource.nodename
+    ):
         return [_standby_row(resource, state, now)]
     rows = []
     for target in resource.targets:
@@ -138,4 +141,4 @@ def _marks(resource: SyncResource) -> tuple[str | None, dict[str, frozenset[str]
         return None, {}
     finally:
         shell.close()
-    return marks.get(MARK), parse_retained(marks.get(RETAINED))
+    return marks.get(MARK), Names(resource.snap_prefix).own(parse_nodes(marks.get(RETAINED)))

@@ -78,7 +78,7 @@ class _Children:
         self._running: set[Any] = set()
         self._ended = False
 
-    def start(self, words: Words, fds: Sequence[int], **streams: Any) -> Any:  # noqa: ANN401 - plumbum's Popen has no public type
+    def start(self, words: Words, fds: Sequence[int], **streams: Any) -> Any:
         """Start a command in a group of its own; NoAnswer where there is no such program."""
         try:
             command = local[words[0]][tuple(words[1:])] if len(words) > 1 else local[words[0]]
@@ -94,7 +94,7 @@ class _Children:
             self._running.add(child)
         return child
 
-    def forget(self, child: Any) -> None:  # noqa: ANN401
+    def forget(self, child: Any) -> None:
         with self._lock:
             self._running.discard(child)
 
@@ -106,7 +106,7 @@ class _Children:
                 kill_group(child)
 
 
-def kill_group(child: Any) -> None:  # noqa: ANN401
+def kill_group(child: Any) -> None:
     """End a child with its descendants; one that has ended by itself is no failure."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
@@ -154,6 +154,7 @@ class Shell:
         self._lock = threading.Lock()
         self._child: Any = None
         self._pending = b""
+        self._dead: NoAnswer | None = None
 
     def open(self) -> None:
         """Start to connect; the handshake goes on while the caller does something else."""
@@ -200,6 +201,8 @@ class Shell:
         the connection does not answer: whether the command ran is then unknown.
         """
         with self._lock:
+            if self._dead is not None:
+                raise self._dead
             if self._child is None:
                 self.open()
             token = f"zfs_sync_{secrets.token_hex(12)}"
@@ -240,7 +243,8 @@ class Shell:
                     else:
                         selector.unregister(key.fileobj)
                         if key.data is out:
-                            raise self._lost(err.decode(errors="replace"), words)
+                            self._dead = self._lost(err.decode(errors="replace"), words)
+                            raise self._dead
         text = err.decode(errors="replace")
         return out.decode(errors="replace").rstrip("\n"), text.rpartition(token.decode())[0]
 
@@ -266,7 +270,7 @@ class Shell:
             f"no answer from {self.node}",
             command=self.shown(words),
             detail="\n".join([f"exit {status}", *last]),
-            untouched=f"whether this command ran on {self.node} is not known; nothing came after it",
+            untouched=f"whether this command ran on {self.node} is unknown; nothing came after it",
             hint=f"try: {quote(self.ssh)} -o BatchMode=yes {self.node} true" if self.ssh else "",
         )
 
@@ -313,7 +317,7 @@ def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], No
 
 
 @contextlib.contextmanager
-def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple[Any, IO[bytes]]]:  # noqa: ANN401
+def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple[Any, IO[bytes]]]:
     """Start a stage with its stderr in a file; whatever happens, nothing of it is left running."""
     with tempfile.TemporaryFile() as err:
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": err, "stderr": err}
@@ -332,7 +336,7 @@ def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple
             children.forget(child)
 
 
-def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:  # noqa: ANN401
+def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:
     status = int(child.wait())
     size = err.seek(0, os.SEEK_END)
     err.seek(max(0, size - 4096))
