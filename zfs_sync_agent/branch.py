@@ -162,10 +162,14 @@ class Branch:
             )
 
     def _plan(self, goal: str, *, one_by_one: bool) -> plan.Branch:
-        self.source, self.view = observe.clear_up(
-            self.source_side, self.side, self.source, self.view
-        )
         context = self.context
+        self.source, self.view = observe.clear_up(
+            self.source_side,
+            self.side,
+            self.source,
+            self.view,
+            deep=context.resource.intermediary,
+        )
         return plan.plan_branch(
             self.source, self.view, context.resource, context.who, goal, one_by_one=one_by_one
         )

@@ -167,8 +167,8 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
     empty = State(
         service=resource.service,
         rid=resource.rid,
-        source=args.nodename,
-        here=args.nodename,
+        source=resource.nodename,
+        here=resource.nodename,
         src=resource.src,
         sync_max_delay=resource.sync_max_delay,
         agent=__version__,
@@ -226,13 +226,13 @@ def _run(
     prefix = f"{resource.service}.{resource.rid}".upper()
     context = Context(
         resource,
-        plan.Identity(args.nodename, resource.service, resource.rid),
+        plan.Identity(resource.nodename, resource.service, resource.rid),
         Names(resource.snap_prefix),
         info=lambda text: LOG.info("%s - INFO - %s", prefix, text),
         warn=lambda text: LOG.warning("%s - WARNING - %s", prefix, text),
     )
     settings = Settings(
-        nodename=args.nodename,
+        nodename=resource.nodename,
         consent=args.action == "syncfull",
         dry_run=args.dry_run,
         show=print,

@@ -239,7 +239,9 @@ class Run:
 
     def _check(self, worker: Worker, source: SourceView) -> bool:
         assert worker.view is not None  # noqa: S101 - _roles looked
-        cleared, view = observe.clear_up(self.side, worker.side, source, worker.view)
+        cleared, view = observe.clear_up(
+            self.side, worker.side, source, worker.view, deep=self.resource.intermediary
+        )
         worker.view = view
         entry = self.record.entry(worker.node, worker.dst)
         known = worker.node in source.targets or entry.last_success is not None
@@ -523,7 +525,9 @@ class Run:
 
     def _show_branch(self, worker: Worker, source: SourceView, goal: str) -> None:
         assert worker.view is not None  # noqa: S101 - _roles looked
-        source, view = observe.clear_up(self.side, worker.side, source, worker.view)
+        source, view = observe.clear_up(
+            self.side, worker.side, source, worker.view, deep=self.resource.intermediary
+        )
         branch = plan.plan_branch(source, view, self.resource, self.who, goal)
         for text in branch.warnings:
             self.settings.show(f"# {text}")

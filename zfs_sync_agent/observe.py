@@ -212,12 +212,17 @@ def relist(
 
 
 def clear_up(
-    source_side: Side, target_side: Side, source: SourceView, target: TargetView
+    source_side: Side, target_side: Side, source: SourceView, target: TargetView, *, deep: bool
 ) -> tuple[SourceView, TargetView]:
-    """List all snapshots of what falls in no row by own names alone, on both sides."""
+    """List all snapshots of what falls in no row by own names alone, on both sides.
+
+    `deep` lists all of the target's: with -I any name may be in the way.
+    """
     if target.tree is None:
         return source, target
     lone_source, lone_target = plan.unclear(source.tree, target.tree)
+    if deep:
+        lone_target = [one.name for one in target.tree.datasets.values() if not one.complete]
     source_tree = deepen(source_side, source.tree, lone_source)
     target_tree = deepen(target_side, target.tree, lone_target)
     return replace(source, tree=source_tree), replace(target, tree=target_tree)

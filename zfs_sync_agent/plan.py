@@ -386,7 +386,11 @@ def plan_branch(
     return Branch(
         target.node,
         goal,
-        before=(*_discards(target, resource, lacking), *moved),
+        before=(
+            *_discards(target, resource, lacking),
+            *moved,
+            *_name_clashes(source.tree, target, resource, who, lacking),
+        ),
         streams=streams,
         afterwards=gone.destroy(),
         broken=broken,
@@ -473,6 +477,42 @@ def _single_streams(
             )
         )
     return tuple(streams)
+
+
+def _name_clashes(
+    source: Tree,
+    target: TargetView,
+    resource: SyncResource,
+    who: Identity,
+    lacking: list[Stand],
+) -> list[zfs.Change]:
+    """Return what frees the snapshot names that -I is about to bring: ours are renamed aside.
+
+    A name that was used again on the source is there with another guid; someone may still want the
+    old one, so it is refused by name.
+    """
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    names = Names(resource.snap_prefix)
+    changes = []
+    for stand in lacking if resource.intermediary else []:
+        if stand.target is None or stand.common is None:
+            continue
+        twin = target.tree.datasets[stand.target]
+        for snap in source.datasets[stand.relative].snapshots.values():
+            other = twin.snapshots.get(snap.name)
+            if snap.order <= stand.common.order or other is None or other.guid == snap.guid:
+                continue
+            full = target.tree.full(twin.name)
+            if not (names.is_own(other.name) and other.rid == who.rid_value and target.mark):
+                raise Refused(
+                    f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
+                    f" source's snapshot of that name (guid {snap.guid})",
+                    untouched=UNTOUCHED,
+                    hint=f"on {target.node}: zfs rename or zfs destroy '{full}@{other.name}'",
+                )
+            kept = names.kept(other)
+            changes.append(zfs.rename_snapshot(full, other.name, kept, recursive=False))
+    return changes
 
 
 def _broken_children(
