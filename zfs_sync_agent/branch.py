@@ -152,7 +152,7 @@ class Branch:
                 hint="the next run sends what is missing",
             )
         self.proven = not first.broken
-        self._rotate(goal, first.afterwards)
+        self._rotate(goal)
         if first.broken:
             listed = ", ".join(self.source.tree.full(name) for name in first.broken)
             raise BrokenChain(
@@ -266,7 +266,7 @@ class Branch:
                 return plan.discard(self.view, self.context.resource, stand, "changed")
         return None
 
-    def _rotate(self, goal: str, afterwards: Sequence[zfs.Change]) -> None:
+    def _rotate(self, goal: str) -> None:
         """The mark first: without it nothing on the target may be renamed or destroyed."""
         context, view = self.context, self.view
         tree = view.tree
@@ -280,8 +280,6 @@ class Branch:
         if rotation.marks:
             self._mark_snapshots(rotation.marks)
         busy = apply_rotation(context, self.side, tree, rotation.changes, view.retained)
-        for step in afterwards:
-            change(context, self.side, step)
         if set(busy) != set(view.retained):
             set_retained(context, self.side, view.dst, busy)
 

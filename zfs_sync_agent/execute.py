@@ -537,8 +537,6 @@ class Run:
             send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
             into = stream.receive_argv(worker.side.can, self.resource.receive_options)
             self.settings.show(f"{send} | {worker.side.shown(into)}")
-        for step in branch.afterwards:
-            self._show_step(worker, step)
 
     def _show_step(self, worker: Worker, step: zfs.Change) -> None:
         if step.why:

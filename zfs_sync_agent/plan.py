@@ -75,15 +75,14 @@ class Stand:
 class Branch:
     """What one target gets in this run; nothing in it has been done yet.
 
-    `broken` names the children without a common snapshot: they are left alone, the others go on.
-    `afterwards` is done once the goal is proven on the target.
+    `before` comes first, while the names are still those of the listing. `broken` names the
+    children without a common snapshot: they are left alone, the others go on.
     """
 
     node: str
     goal: str
     before: tuple[zfs.Change, ...] = ()
     streams: tuple[zfs.Stream, ...] = ()
-    afterwards: tuple[zfs.Change, ...] = ()
     broken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -387,12 +386,12 @@ def plan_branch(
         target.node,
         goal,
         before=(
+            *gone.destroy(),
             *_discards(target, resource, lacking),
             *moved,
             *_name_clashes(source.tree, target, resource, who, lacking),
         ),
         streams=streams,
-        afterwards=gone.destroy(),
         broken=broken,
         warnings=gone.warnings,
     )
@@ -637,16 +636,28 @@ class _Gone:
             names,
         )
 
-    def destroy(self) -> tuple[zfs.Change, ...]:
-        """Return what removes those seen before, subtrees at once; nothing of an unmarked dst."""
+    def _destroyed(self) -> list[str]:
+        """Return the datasets that go now: seen before with all that is below; none if unmarked."""
         assert self.target.tree is not None  # noqa: S101 - of() saw it
         if self.policy != "follow" or not self.target.mark:
-            return ()
+            return []
+        below = {
+            name: {one for one in self.target.tree.datasets if one.startswith(f"{name}/")}
+            for name in self.seen
+        }
+        return [name for name in self.seen if below[name] <= set(self.seen)]
+
+    def destroy(self) -> tuple[zfs.Change, ...]:
+        """Return what removes those seen before, subtrees at once.
+
+        It comes before anything is received: a stream may put another dataset under the name.
+        """
+        assert self.target.tree is not None  # noqa: S101 - of() saw it
         changes = []
-        for name in self.seen:
-            inside = {one for one in self.target.tree.datasets if one.startswith(f"{name}/")}
-            if not inside <= set(self.seen) or any(name.startswith(f"{up}/") for up in self.seen):
+        for name in self._destroyed():
+            if any(name.startswith(f"{up}/") for up in self._destroyed()):
                 continue
+            inside = {one for one in self.target.tree.datasets if one.startswith(f"{name}/")}
             written = sum(
                 self.target.tree.datasets[one].written or 0 for one in (name, *sorted(inside))
             )
@@ -672,7 +683,7 @@ class _Gone:
                     untouched=UNTOUCHED,
                     hint=f"move it away: zfs rename '{tree.full(name)}' ...",
                 )
-            if name not in self.ours:
+            if name not in self.ours or name in self._destroyed():
                 continue
             if not self.target.mark or any(one.startswith(f"{name}/") for one in self.foreign):
                 raise Refused(

@@ -220,7 +220,7 @@ class Node(SshHost):
         return result.stdout
 
     def _mounted(self, dataset: str) -> Path:
-        words = self.zfs("get", "-H", "-o", "value", "mounted,mountpoint", dataset).split()
+        words = self.zfs("get", "-H", "-o", "value", "mounted,mountpoint", dataset).splitlines()
         if words[0] != "yes":
             raise LabError(f"{dataset} is not mounted on {self.name}")
         return self.inside(words[1])
