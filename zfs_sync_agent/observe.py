@@ -216,10 +216,12 @@ def clear_up(
 ) -> tuple[SourceView, TargetView]:
     """List all snapshots of what falls in no row by own names alone, on both sides.
 
-    `deep` lists all of the target's: with -I any name may be in the way.
+    `deep` lists all of the target's: with -I any name may be in the way. For a first sync all of
+    the source's are listed: a full stream of the tree would carry them.
     """
     if target.tree is None:
-        return source, target
+        lone = [one.name for one in source.tree.datasets.values() if not one.complete]
+        return replace(source, tree=deepen(source_side, source.tree, lone)), target
     lone_source, lone_target = plan.unclear(source.tree, target.tree)
     if deep:
         lone_target = [one.name for one in target.tree.datasets.values() if not one.complete]

@@ -85,9 +85,11 @@ class Record:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold off, for moments, other writers of the state file and the source's properties."""
-        path = Path(self.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.write.lock").open("a") as handle:
+        folder = Path(self.path).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        # By src, not by resource: two resources may keep their bases in one src's property.
+        name = f".{self._empty.src.replace('/', '%')}.write.lock"
+        with (folder / name).open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

@@ -155,6 +155,7 @@ class Shell:
         self._child: Any = None
         self._pending = b""
         self._dead: NoAnswer | None = None
+        self._answered = False
 
     def open(self) -> None:
         """Start to connect; the handshake goes on while the caller does something else."""
@@ -208,6 +209,7 @@ class Shell:
             token = f"zfs_sync_{secrets.token_hex(12)}"
             self._send(self._script(words, names, text, token).encode())
             out, err = self._read_until(token.encode(), words)
+        self._answered = True
         body, _, status = out.rpartition(f"\n{token} ")
         return Answer(int(status), body, err)
 
@@ -266,11 +268,12 @@ class Shell:
         kill_group(self._child)
         status = self._child.wait()
         last = stderr.strip().splitlines()[-3:] or ["the connection ended"]
+        untouched = f"whether this command ran on {self.node} is unknown; nothing came after it"
         return NoAnswer(
             f"no answer from {self.node}",
             command=self.shown(words),
             detail="\n".join([f"exit {status}", *last]),
-            untouched=f"whether this command ran on {self.node} is unknown; nothing came after it",
+            untouched=untouched if self._answered else f"everything on {self.node}",
             hint=f"try: {quote(self.ssh)} -o BatchMode=yes {self.node} true" if self.ssh else "",
         )
 
