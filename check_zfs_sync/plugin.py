@@ -56,6 +56,7 @@ ITEM_LENGTH = 120
 ARGUMENTS_LENGTH = 100_000
 # Cron's and NRPE's PATH may lack them, and zfs is there.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NAMES_OF_DATASETS = ("-t", "filesystem,volume", "-o", "name")
 # Depth 1: the root's own ones. A tree may hold a million snapshots that are not ours.
 _NAMES_OF_SNAPSHOTS = ("-d", "1", "-t", "snapshot", "-o", "name")
@@ -184,7 +185,7 @@ class Options(NamedTuple):
         return not self.targets or node in self.targets or short_name(node) in self.targets
 
 
-class _Reply(Exception):  # noqa: N818 - the answer to --help or --version is no error
+class _Reply(Exception):
     """What is to be printed instead of a check result."""
 
 
@@ -693,7 +694,7 @@ def _idle(entry: TargetState | None, now: int) -> str:
 # --- --verify ----------------------------------------------------------------------------------
 
 
-class _NoAnswer(Exception):  # noqa: N818 - not an error: what zfs did not tell is unknown
+class _NoAnswer(Exception):
     """zfs could not be run, or did not end in time, or said something else than an answer."""
 
 
@@ -777,33 +778,33 @@ class LocalZfs:
         """Returns the lines of one zfs command; None: what it was asked for does not exist."""
         import subprocess  # noqa: PLC0415 - 9 ms that only --verify has to pay
 
-        command = [*words, *arguments]
         said = f"{' '.join(words)} {arguments[0]}"
         path = os.pathsep.join((os.environ.get("PATH", os.defpath), _SBIN))
         if self._hung:
             raise _NoAnswer(f"{said}: no answer in time")
+        process = None
         try:
-            # A session of its own, so that sudo's or a wrapper's children end with it.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="surrogateescape",
-                env={**os.environ, "LC_ALL": "C", "PATH": path},
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            raise _NoAnswer(f"{said}: {reason(error)}") from error
-        try:
+            with _signals_held():
+                # A session of its own, so that sudo's or a wrapper's children end with it.
+                process = subprocess.Popen(
+                    [*words, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="surrogateescape",
+                    env={**os.environ, "LC_ALL": "C", "PATH": path},
+                    start_new_session=True,
+                )
             output, errors = process.communicate(timeout=self._deadline - time.monotonic())
         except subprocess.TimeoutExpired as error:
             self._hung = True
             raise _NoAnswer(f"{said}: no answer in time") from error
+        except (OSError, ValueError) as error:
+            raise _NoAnswer(f"{said}: {reason(error)}") from error
         finally:
             # Not waited for: what hangs in the kernel does not even end when it is killed.
-            if process.returncode is None:
+            if process is not None and process.returncode is None:
                 with suppress(OSError):  # gone by now, or started by sudo and not ours to kill
                     os.killpg(process.pid, signal.SIGKILL)
         if process.returncode == 0 or (partial and output):
@@ -812,6 +813,24 @@ class LocalZfs:
             return None
         last = errors.strip().splitlines() or [f"exit {process.returncode}"]
         raise _NoAnswer(f"{said}: {last[-1]}")
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Holds back what would end the check, so that no process is started without being known."""
+    arrived: list[int] = []
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGALRM, *_ENDING)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for each in arrived:
+            signal.raise_signal(each)
 
 
 def snapshot_sets(tree: str, rows: Iterable[Sequence[str]]) -> dict[str, tuple[int, str]]:
@@ -1129,7 +1148,7 @@ def main() -> NoReturn:
     """The console entry: runs on this process's arguments, clock and node name, then exits."""
     status = EXIT_UNKNOWN
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _ENDING:
             signal.signal(number, _end_by_signal)
         # Icinga merges stderr into the output, Nagios and NRPE lose it: nothing may be there.
         null = os.open(os.devnull, os.O_WRONLY)

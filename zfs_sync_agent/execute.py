@@ -7,7 +7,7 @@ lagging one joins with a snapshot and a lock of its own.
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
@@ -52,8 +52,9 @@ class Outcome:
 class Worker:
     """One target in one run: its side, what was seen of it, what is known of it at the end."""
 
-    def __init__(self, target: Target, dst: str, side: Side) -> None:
-        self.target, self.node, self.dst, self.side = target, target.node, dst, side
+    def __init__(self, target: Target, dst: str, side: Side, source_side: Side) -> None:
+        self.target, self.node, self.dst = target, target.node, dst
+        self.side, self.source_side = side, source_side
         self.view: TargetView | None = None
         self.error: SyncError | None = None
         self.begun = record.now()
@@ -102,7 +103,9 @@ class Run:
         self.resource, self.names, self.who = resource, context.names, context.who
         self.src, self.dst = resource.src, resource.dst
         self.side = self._side(settings.nodename, (), lock)
-        self.workers = [Worker(one, self.dst, self._target_side(one, lock)) for one in targets]
+        self.workers = [
+            Worker(one, self.dst, self._target_side(one, lock), self.side) for one in targets
+        ]
 
     def _side(self, node: str, ssh: Sequence[str], lock: Lock) -> Side:
         words = self.resource.zfs.get(node, ("zfs",))
@@ -130,7 +133,6 @@ class Run:
         for worker in self.workers:  # the handshakes go on while the source is read
             with contextlib.suppress(NoAnswer):
                 worker.side.shell.open()
-        self.side.find_zfs()
         source = self._observe_source()
         if plan.is_standby(source, self.who):
             self._standby(source.replica_of)
@@ -184,20 +186,15 @@ class Run:
         )
 
     def _observe(self, worker: Worker, source: SourceView) -> None:
-        if not worker.side.found:
-            worker.side.find_zfs()
-        view = observe.observe_target(
+        worker.view = observe.observe_target(
             worker.side,
             worker.node,
             worker.dst,
             self.names,
             source,
             recursive=self.resource.recursive,
+            state_path=None if worker.target.group == "local" else self.record.path,
         )
-        if worker.target.group != "local":
-            text = observe.read_state_text(worker.side, self.record.path)
-            view = replace(view, state_text=text)
-        worker.view = view
 
     def _look_again(self) -> SourceView:
         """An earlier run's B was finished: take a new one too, so that the lag stays honest."""
@@ -302,7 +299,7 @@ class Run:
         self.record.update(
             worker.node, worker.dst, lambda entry: record.started(entry, worker.begun)
         )
-        branch = Branch(self.context, self._local_side(worker), worker.side, source, worker.view)
+        branch = Branch(self.context, worker.source_side, worker.side, source, worker.view)
         try:
             branch.bring_to(goal)
         except SyncError as error:
@@ -315,68 +312,52 @@ class Run:
             return
         self._record_success(worker, branch, goal)
 
-    def _local_side(self, worker: Worker) -> Side:
-        """A join outlives the run's own shell, so it brings one that holds its lock alone."""
-        if worker.joining is None:
-            return self.side
-        side = self._side(self.settings.nodename, (), worker.joining)
-        side.can = self.side.can
-        return side
-
     def _start_join(self, worker: Worker, source: SourceView) -> None:
+        """Give the join shells of its own: they hold its lock, and not the resource's.
+
+        The other targets need that one meanwhile, and the join outlives the run's own shells.
+        """
         assert worker.joining is not None  # noqa: S101 - _roles locked it
-        # The first connection holds the resource's lock, which the other targets need meanwhile.
         worker.side.shell.close()
-        can = worker.side.can
         worker.side = self._target_side(worker.target, worker.joining)
-        worker.side.can = can
+        worker.source_side = self._side(self.settings.nodename, (), worker.joining)
         worker.start(lambda one: self._join(one, source))
 
     def _join(self, worker: Worker, source: SourceView) -> None:
         goal = self.names.tosend_for(worker.node)
         assert worker.joining is not None  # noqa: S101 - _roles locked it
         try:
+            worker.source_side.find_zfs()
+            worker.side.find_zfs()
             self._branch(worker, source, goal)
             if worker.proven:
                 self._finish_join(worker, goal)
         finally:
+            worker.source_side.shell.close()
             worker.side.shell.close()
             worker.joining.close()
 
     def _finish_join(self, worker: Worker, goal: str) -> None:
         """Make the join's snapshot a kept base; both names stand in the property meanwhile."""
-        side = self._local_side(worker)
-        try:
-            with self.record.exclusive():
-                source = observe.observe_source(
-                    side,
-                    self.src,
-                    self.names,
-                    self.who.rid_value,
-                    recursive=self.resource.recursive,
-                )
-                kept = plan.kept_name(source.tree, self.names, source.tree.guids(goal), goal)
-                needed = {kept: frozenset({worker.node})}
-                marks = observe.read_root(side, self.src)
-                retained = {
-                    name: nodes - {worker.node}
-                    for name, nodes in self.names.own(parse_nodes(marks.get(RETAINED))).items()
-                }
-                both = {**retained, goal: frozenset({worker.node}), **needed}
-                self._add_targets(side, marks.get(TARGETS), {worker.node})
-                set_retained(self.context, side, self.src, both)
-                for step in plan.rename_own(
-                    source.tree, goal, kept, recursive=self.resource.recursive
-                ):
-                    change(self.context, side, step)
-                del both[goal]
-                set_retained(self.context, side, self.src, both)
-        finally:
-            side.shell.close()
+        side = worker.source_side
+        recursive = self.resource.recursive
+        with self.record.exclusive():
+            source = observe.observe_source(
+                side, self.src, self.names, self.who.rid_value, recursive=recursive
+            )
+            kept = plan.kept_name(source.tree, self.names, source.tree.guids(goal), goal)
+            retained = {name: nodes - {worker.node} for name, nodes in source.retained.items()}
+            retained[goal] = retained[kept] = frozenset({worker.node})
+            self._add_targets(side, {worker.node})
+            set_retained(self.context, side, self.src, retained)
+            for step in plan.rename_own(source.tree, goal, kept, recursive=recursive):
+                change(self.context, side, step)
+            del retained[goal]
+            set_retained(self.context, side, self.src, retained)
 
-    def _add_targets(self, side: Side, value: str | None, nodes: set[str]) -> None:
+    def _add_targets(self, side: Side, nodes: set[str]) -> None:
         """Remember who was shown to hold a snapshot: if its replica is gone, it is no new one."""
-        everyone = parse_nodes(value)
+        everyone = parse_nodes(observe.read_root(side, self.src).get(TARGETS))
         known = everyone.get(self.who.rid_value, frozenset())
         new = (known | nodes) & {target.node for target in self.resource.targets}
         if new != known:
@@ -405,8 +386,8 @@ class Run:
             marks = observe.read_root(self.side, self.src)
             if self.names.own(parse_nodes(marks.get(RETAINED))) != source.retained:
                 source = self._observe_source()  # a join ended meanwhile
-            if proven:
-                self._add_targets(self.side, marks.get(TARGETS), proven)
+            if not proven <= source.targets:
+                self._add_targets(self.side, proven)
             needs = self._needs(source, leftover=leftover, rotate=rotate)
             if rotate or needs != source.retained:
                 self._rotate_source(source, needs, rotate=rotate)

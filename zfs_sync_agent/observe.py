@@ -32,19 +32,24 @@ class Side:
         self.shell = shell
         self._zfs_words = tuple(zfs_words)
         self._sudo = ("sudo", "-n") if sudo else ()
-        self.can = Capabilities()
+        self.can = Capabilities(zfs=(*self._sudo, *self._zfs_words))
+        self._found = False
 
-    @property
-    def found(self) -> bool:
-        """Tell whether find_zfs has found it."""
-        return "/" in self.can.zfs[-1] or "/" in self.can.zfs[0]
+    def find_zfs(self, more: Sequence[Sequence[str]] = ()) -> list[Answer]:
+        """Find where zfs is and what it can do, by its own usage text; once.
 
-    def find_zfs(self) -> None:
-        """Find where zfs is and what it can do, by its own usage text. Raises NoAnswer."""
+        `more` are commands that only read, asked for in the same round trip (`zfs` found by PATH);
+        their answers are returned. Raises NoAnswer.
+        """
+        if self._found:
+            return self.shell.ask(more) if more else []
         first, *rest = self._zfs_words
-        found = self.shell.run(("command", "-v", first))
-        path = found.stdout.strip().splitlines()[-1:] or [""]
-        if found.status != 0 or not path[0]:
+        words = (*self._sudo, *self._zfs_words)
+        found, usage, properties, *answers = self.shell.ask(
+            [("command", "-v", first), words, (*words, "get"), *more]
+        )
+        path = found.stdout.strip().splitlines()[-1:]
+        if found.status != 0 or not path:
             raise NoAnswer(
                 f"there is no program {first} on {self.shell.node}",
                 command=self.shell.shown(("command", "-v", first)),
@@ -52,12 +57,13 @@ class Side:
                 untouched=f"everything on {self.shell.node}",
                 hint="install ZFS there, or name its command in the service file (zfs =)",
             )
-        words = (*self._sudo, path[0], *rest)
-        usage = self.shell.run(words)
-        properties = self.shell.run((*words, "get"))
+        self._found = True
         self.can = zfs.parse_capabilities(
-            usage.stderr + usage.stdout, properties.stderr + properties.stdout, words
+            usage.stderr + usage.stdout,
+            properties.stderr + properties.stdout,
+            (*self._sudo, path[0], *rest),
         )
+        return answers
 
     def words(self, argv: Sequence[str]) -> tuple[str, ...]:
         """Return the full command for a zfs argv."""
@@ -86,13 +92,12 @@ class Side:
         )
 
 
-def list_datasets(side: Side, root: str, *, recursive: bool) -> list[str] | None:
+def parse_datasets(side: Side, root: str, *, recursive: bool, answer: Answer) -> list[str] | None:
     """Return the full names of a tree, parents first; None if the root does not exist.
 
     A dataset of a pool that is not there is no answer: the pool may only be exported.
     """
     argv = zfs.list_datasets_argv(root, recursive=recursive)
-    answer = side.run(argv)
     if answer.status == 0:
         return answer.stdout.splitlines()
     if not zfs.is_absent(answer.stderr, root):
@@ -101,6 +106,24 @@ def list_datasets(side: Side, root: str, *, recursive: bool) -> list[str] | None
     if (pool := side.run(pool_argv)).status != 0:
         raise side.no_answer(pool_argv, pool)
     return None
+
+
+def look(
+    side: Side, root: str, *, recursive: bool, more: Sequence[Sequence[str]] = ()
+) -> tuple[list[str] | None, dict[str, str], list[Answer]]:
+    """Return the datasets (None: no root), the root's local marks and the answers to `more`.
+
+    One round trip, the search for zfs included.
+    """
+    list_argv = zfs.list_datasets_argv(root, recursive=recursive)
+    root_argv = zfs.get_root_argv(root)
+    listed, marked, *answers = side.find_zfs([side.words(list_argv), side.words(root_argv), *more])
+    if SSH_FAILED in (listed.status, marked.status):
+        raise side.no_answer(list_argv, listed)
+    datasets = parse_datasets(side, root, recursive=recursive, answer=listed)
+    if datasets and marked.status != 0:
+        raise side.no_answer(root_argv, marked)
+    return datasets, zfs.parse_root(marked.stdout), answers
 
 
 def read_root(side: Side, root: str) -> dict[str, str]:
@@ -155,14 +178,13 @@ def observe_source(
 
     Raises Misconfigured if src does not exist, NoAnswer.
     """
-    datasets = list_datasets(side, src, recursive=recursive)
+    datasets, marks, _ = look(side, src, recursive=recursive)
     if not datasets:
         raise Misconfigured(
             f"src {src} does not exist on {side.shell.node}",
             untouched="everything",
             hint="create it, or write src@NODE = in the service file if this node never sends",
         )
-    marks = read_root(side, src)
     retained = names.own(parse_nodes(marks.get(RETAINED)))
     tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained))
     if deep:
@@ -177,27 +199,31 @@ def observe_source(
 
 
 def observe_target(
-    side: Side, node: str, dst: str, names: Names, source: SourceView, *, recursive: bool
+    side: Side,
+    node: str,
+    dst: str,
+    names: Names,
+    source: SourceView,
+    *,
+    recursive: bool,
+    state_path: str | None = None,
 ) -> TargetView:
-    """Return one target, by own names; `recursive` off looks at the root alone."""
+    """Return one target, by own names; `recursive` off looks at the root alone.
+
+    `state_path` names the state file that the target may hold.
+    """
     before = time.time()
-    clock = side.shell.run(("date", "+%s"))
+    more = [("date", "+%s"), *([("cat", state_path)] if state_path else [])]
+    datasets, marks, (clock, *state) = look(side, dst, recursive=recursive, more=more)
     offset = round(int(clock.stdout.strip() or 0) - (before + time.time()) / 2)
-    datasets = list_datasets(side, dst, recursive=recursive)
-    view = TargetView(node, dst, None, None, {}, offset, (), None, side.can)
+    held = state[0].stdout if state and state[0].status == 0 else None
+    view = TargetView(node, dst, None, None, {}, offset, (), held, side.can)
     if not datasets:
         return replace(view, missing_parents=_missing_parents(side, dst))
-    marks = read_root(side, dst)
     retained = names.own(parse_nodes(marks.get(RETAINED)))
     own = (names.sent, names.tosend, *source.retained, *retained)
     tree = read_tree(side, dst, datasets, own)
     return replace(view, tree=tree, mark=marks.get(MARK), retained=retained)
-
-
-def read_state_text(side: Side, path: str) -> str | None:
-    """Return the state file that the target holds, None if it holds none."""
-    answer = side.shell.run(("cat", path))
-    return answer.stdout if answer.status == 0 else None
 
 
 def relist(

@@ -163,6 +163,7 @@ class Shell:
         pipe = subprocess.PIPE
         self._child = children.start(words, self.fds, stdin=pipe, stdout=pipe, stderr=pipe)
         os.set_blocking(self._child.stdin.fileno(), False)
+        os.set_blocking(self._child.stderr.fileno(), False)
         self._send(f"PATH=$PATH:{SBIN}; export PATH; LC_ALL=C; export LC_ALL\n".encode())
 
     def close(self) -> None:
@@ -201,17 +202,37 @@ class Shell:
         `names` reach it as arguments by way of xargs, however many there are. Raises NoAnswer where
         the connection does not answer: whether the command ran is then unknown.
         """
+        token = f"zfs_sync_{secrets.token_hex(12)}"
+        return self._exchange(self._script(words, names, text, token), [token], words)[0]
+
+    def ask(self, commands: Sequence[Words]) -> list[Answer]:
+        """Run commands that only read, in one round trip; raises as `run` does.
+
+        Never for what changes something: after a kill the rest of them would still run.
+        """
+        tokens = [f"zfs_sync_{secrets.token_hex(12)}" for _ in commands]
+        scripts = [
+            self._script(words, None, None, token)
+            for words, token in zip(commands, tokens, strict=True)
+        ]
+        return self._exchange("".join(scripts), tokens, commands[0])
+
+    def _exchange(self, script: str, tokens: Sequence[str], words: Words) -> list[Answer]:
         with self._lock:
             if self._dead is not None:
                 raise self._dead
             if self._child is None:
                 self.open()
-            token = f"zfs_sync_{secrets.token_hex(12)}"
-            self._send(self._script(words, names, text, token).encode())
-            out, err = self._read_until(token.encode(), words)
+            self._send(script.encode())
+            out, err = self._read_until(tokens[-1].encode(), words)
         self._answered = True
-        body, _, status = out.rpartition(f"\n{token} ")
-        return Answer(int(status), body, err)
+        answers = []
+        for token in tokens:
+            body, _, out = out.partition(f"\n{token} ")
+            status, _, out = out.partition("\n")
+            text, _, err = err.partition(f"{token}\n")
+            answers.append(Answer(int(status), body, text))
+        return answers
 
     @staticmethod
     def _script(words: Words, names: Words | None, text: str | None, token: str) -> str:
@@ -235,7 +256,7 @@ class Shell:
             selector.register(child.stdin, selectors.EVENT_WRITE)
             selector.register(child.stdout, selectors.EVENT_READ, out)
             selector.register(child.stderr, selectors.EVENT_READ, err)
-            while not (b"\n" + token + b" " in out and out.endswith(b"\n") and token in err):
+            while not (token in out and out.endswith(b"\n") and token + b"\n" in err):
                 for key, _ in selector.select():
                     if key.fileobj is child.stdin:
                         if not self._flush(key.fd):
@@ -247,8 +268,7 @@ class Shell:
                         if key.data is out:
                             self._dead = self._lost(err.decode(errors="replace"), words)
                             raise self._dead
-        text = err.decode(errors="replace")
-        return out.decode(errors="replace").rstrip("\n"), text.rpartition(token.decode())[0]
+        return out.decode(errors="replace"), err.decode(errors="replace")
 
     def _flush(self, fd: int) -> bool:
         """Write what fits; tell whether there is more to write."""

@@ -320,7 +320,7 @@ def hanging_zfs(folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
     fifo = folder / "fifo"
     os.mkfifo(fifo)
     script = folder / "bin" / "zfs"
-    script.write_text(f"#!/bin/sh\nexec 3>{fifo}\necho running >&3\nexec sleep 600\n")
+    script.write_text(f"#!/bin/sh\nexec 3>{fifo}\necho running >&3\nexec sleep 60\n")
     script.chmod(0o755)
     yield {"PATH": f"{script.parent}:/usr/bin:/bin"}, fifo
 
