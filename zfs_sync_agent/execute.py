@@ -161,7 +161,7 @@ class Run:
                 f" {replica_of}: this node does not send",
                 untouched=plan.UNTOUCHED,
                 hint="make sure that the other node sends no more, then here: zfs inherit"
-                f" {MARK} {self.src} and zfs set readonly=off {self.src}",
+                f" {MARK} {self.src} and zfs inherit readonly {self.src}",
             )
         self.context.info(f"standby: {self.src} is the replica of {replica_of}; nothing to send")
 

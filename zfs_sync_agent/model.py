@@ -3,9 +3,12 @@
 It holds values only: it never runs a command, never reads a clock and never judges.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+
+_KEPT = re.compile(r"\.\d{8}T\d{6}Z-\d{1,6}")
 
 ROOT = ""  # the relative name of the root of a tree
 
@@ -136,7 +139,7 @@ class Names:
 
     def is_kept(self, name: str) -> bool:
         """Tell whether a name is one that `kept` makes."""
-        return name.startswith(f"{self.prefix}sent.")
+        return name.startswith(f"{self.sent}.") and bool(_KEPT.fullmatch(name, len(self.sent)))
 
     def is_own(self, name: str) -> bool:
         """Tell whether a name is of the agent's; the name alone permits nothing."""
