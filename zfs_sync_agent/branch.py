@@ -128,8 +128,16 @@ class Branch:
     """One target's way to one goal, from its last observation to its proof."""
 
     def __init__(
-        self, context: Context, source_side: Side, side: Side, source: SourceView, view: TargetView
+        self,
+        context: Context,
+        source_side: Side,
+        side: Side,
+        source: SourceView,
+        view: TargetView,
+        *,
+        deep: bool,
     ) -> None:
+        self.deep = deep
         self.context = context
         self.source_side, self.side = source_side, side
         self.source, self.view = source, view
@@ -168,7 +176,8 @@ class Branch:
             self.side,
             self.source,
             self.view,
-            deep=context.resource.intermediary,
+            context.who,
+            deep=self.deep,
         )
         return plan.plan_branch(
             self.source, self.view, context.resource, context.who, goal, one_by_one=one_by_one

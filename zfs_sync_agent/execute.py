@@ -26,6 +26,7 @@ from zfs_sync_agent.model import (
     parse_nodes,
 )
 from zfs_sync_agent.observe import Side
+from zfs_sync_agent.plan import Role
 from zfs_sync_agent.record import Lock, Record
 from zfs_sync_agent.transport import Shell, quote
 
@@ -60,6 +61,7 @@ class Worker:
         self.begun = record.now()
         self.may_hold_goal = False
         self.proven = False
+        self.deep = False
         self.recorded = False
         self.joining: Lock | None = None
         self.thread: threading.Thread | None = None
@@ -106,6 +108,8 @@ class Run:
         self.workers = [
             Worker(one, self.dst, self._target_side(one, lock), self.side) for one in targets
         ]
+        for worker in self.workers:
+            worker.deep = resource.intermediary  # with -I any name may be in the way
 
     def _side(self, node: str, ssh: Sequence[str], lock: Lock) -> Side:
         words = self.resource.zfs.get(node, ("zfs",))
@@ -209,38 +213,41 @@ class Run:
     def _cycle(self, source: SourceView) -> bool:
         """Take B, bring the targets to it, rotate; return whether it was an earlier run's B."""
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
-        abreast, joining = self._roles(source)
+        roles = self._roles(source)
+        abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
         source = self._take_snapshots(source, abreast, joining, leftover=leftover)
         for worker in joining:
             self._start_join(worker, source)
         self._each(abreast, lambda worker: self._branch(worker, source, self.names.tosend))
-        return self._finish(source, leftover=leftover) and leftover
+        # Whoever holds a newer base waits for no one: B is rotated, and kept where it is needed.
+        overtaken = leftover and bool(roles[Role.AHEAD])
+        return self._finish(source, leftover=leftover, overtaken=overtaken) and leftover
 
-    def _roles(self, source: SourceView) -> tuple[list[Worker], list[Worker]]:
-        """Return who takes part in A -> B and who joins; a refused target does neither."""
-        abreast: list[Worker] = []
-        joining: list[Worker] = []
+    def _roles(self, source: SourceView) -> dict[Role, list[Worker]]:
+        """Return the targets by role; a refused one, or one that another run joins, has none."""
+        roles: dict[Role, list[Worker]] = {one: [] for one in Role}
         for worker in self.workers:
             if worker.error is not None or worker.view is None or worker.joining is not None:
                 continue
             try:
-                is_abreast = self._check(worker, source)
+                role = self._check(worker, source)
             except SyncError as error:
                 worker.error = error
                 continue
-            if is_abreast:
-                abreast.append(worker)
-            elif self._lock_join(worker):
-                joining.append(worker)
-        return abreast, joining
+            if role is not Role.JOINING or self._lock_join(worker):
+                roles[role].append(worker)
+        return roles
 
-    def _check(self, worker: Worker, source: SourceView) -> bool:
+    def _check(self, worker: Worker, source: SourceView) -> Role:
         assert worker.view is not None  # noqa: S101 - _roles looked
+        entry = self.record.entry(worker.node, worker.dst)
+        # After a run that did not come to its end, own snapshots may be there under names that
+        # only a full listing shows.
+        worker.deep |= entry.last_attempt is not None and entry.last_attempt.result != "ok"
         cleared, view = observe.clear_up(
-            self.side, worker.side, source, worker.view, deep=self.resource.intermediary
+            self.side, worker.side, source, worker.view, self.who, deep=worker.deep
         )
         worker.view = view
-        entry = self.record.entry(worker.node, worker.dst)
         known = worker.node in source.targets or entry.last_success is not None
         consent = self.settings.consent
         plan.check_target(cleared, view, self.who, self.names, known=known, consent=consent)
@@ -252,7 +259,7 @@ class Run:
                 hint=f"on {worker.node}: zfs rename {worker.dst} {worker.dst}.old, then syncfull"
                 f" again; destroy {worker.dst}.old once the new copy is proven",
             )
-        return plan.is_abreast(cleared, view, self.names)
+        return plan.role(cleared, view, self.names)
 
     def _lock_join(self, worker: Worker) -> bool:
         lock = record.acquire(self.record.lock_path(worker.node))
@@ -299,7 +306,14 @@ class Run:
         self.record.update(
             worker.node, worker.dst, lambda entry: record.started(entry, worker.begun)
         )
-        branch = Branch(self.context, worker.source_side, worker.side, source, worker.view)
+        branch = Branch(
+            self.context,
+            worker.source_side,
+            worker.side,
+            source,
+            worker.view,
+            deep=worker.deep,
+        )
         try:
             branch.bring_to(goal)
         except SyncError as error:
@@ -378,10 +392,10 @@ class Run:
         self._each(self.workers, lambda worker: self._observe(worker, source))
         return source
 
-    def _finish(self, source: SourceView, *, leftover: bool) -> bool:
+    def _finish(self, source: SourceView, *, leftover: bool, overtaken: bool) -> bool:
         """Rotate the source if a target was proven to hold B; return whether it did."""
-        rotate = any(worker.proven and worker.joining is None for worker in self.workers)
         proven = {worker.node for worker in self.workers if worker.proven and not worker.joining}
+        rotate = bool(proven) or overtaken
         with self.record.exclusive():
             marks = observe.read_root(self.side, self.src)
             if self.names.own(parse_nodes(marks.get(RETAINED))) != source.retained:
@@ -465,7 +479,7 @@ class Run:
             ),
         )
         worker.recorded = True
-        if worker.view is not None:
+        if worker.view is not None and not plan.is_others_state(worker.view, self.who):
             with contextlib.suppress(SyncError):  # the failure itself is what is told
                 self._push(worker)
 
@@ -483,7 +497,8 @@ class Run:
         """Print what a run would do now, command by command."""
         show = self.settings.show
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
-        abreast, joining = self._roles(source)
+        roles = self._roles(source)
+        abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
         for worker in joining:
             if worker.joining is not None:
                 worker.joining.close()
@@ -507,7 +522,7 @@ class Run:
     def _show_branch(self, worker: Worker, source: SourceView, goal: str) -> None:
         assert worker.view is not None  # noqa: S101 - _roles looked
         source, view = observe.clear_up(
-            self.side, worker.side, source, worker.view, deep=self.resource.intermediary
+            self.side, worker.side, source, worker.view, self.who, deep=worker.deep
         )
         branch = plan.plan_branch(source, view, self.resource, self.who, goal)
         for text in branch.warnings:

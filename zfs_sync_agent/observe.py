@@ -207,10 +207,11 @@ def observe_target(
     *,
     recursive: bool,
     state_path: str | None = None,
+    also: frozenset[str] = frozenset(),
 ) -> TargetView:
     """Return one target, by own names; `recursive` off looks at the root alone.
 
-    `state_path` names the state file that the target may hold.
+    `state_path` names the state file that the target may hold, `also` snapshots to ask for.
     """
     before = time.time()
     more = [("date", "+%s"), *([("cat", state_path)] if state_path else [])]
@@ -221,7 +222,7 @@ def observe_target(
     if not datasets:
         return replace(view, missing_parents=_missing_parents(side, dst))
     retained = names.own(parse_nodes(marks.get(RETAINED)))
-    own = (names.sent, names.tosend, *source.retained, *retained)
+    own = (names.sent, names.tosend, names.tosend_for(node), *source.retained, *retained, *also)
     tree = read_tree(side, dst, datasets, own)
     return replace(view, tree=tree, mark=marks.get(MARK), retained=retained)
 
@@ -230,25 +231,39 @@ def relist(
     side: Side, target: TargetView, source: SourceView, names: Names, *, recursive: bool
 ) -> TargetView:
     """Return the target as it is now: the verdict after a transfer, whatever the commands said."""
+    seen = (
+        {name for one in target.tree.datasets.values() for name in one.snapshots}
+        if target.tree
+        else set()
+    )
+    also = frozenset(name for name in seen if names.is_own(name) or name.startswith("recv-"))
     return replace(
-        observe_target(side, target.node, target.dst, names, source, recursive=recursive),
+        observe_target(
+            side, target.node, target.dst, names, source, recursive=recursive, also=also
+        ),
         state_text=target.state_text,
         clock_offset=target.clock_offset,
     )
 
 
 def clear_up(
-    source_side: Side, target_side: Side, source: SourceView, target: TargetView, *, deep: bool
+    source_side: Side,
+    target_side: Side,
+    source: SourceView,
+    target: TargetView,
+    who: plan.Identity,
+    *,
+    deep: bool,
 ) -> tuple[SourceView, TargetView]:
     """List all snapshots of what falls in no row by own names alone, on both sides.
 
-    `deep` lists all of the target's: with -I any name may be in the way. For a first sync all of
-    the source's are listed: a full stream of the tree would carry them.
+    `deep` lists all of the target's. For a first sync all of the source's are listed: a full stream
+    of the tree would carry them.
     """
     if target.tree is None:
         lone = [one.name for one in source.tree.datasets.values() if not one.complete]
         return replace(source, tree=deepen(source_side, source.tree, lone)), target
-    lone_source, lone_target = plan.unclear(source.tree, target.tree)
+    lone_source, lone_target = plan.unclear(source.tree, target.tree, who)
     if deep:
         lone_target = [one.name for one in target.tree.datasets.values() if not one.complete]
     source_tree = deepen(source_side, source.tree, lone_source)

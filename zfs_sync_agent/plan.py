@@ -18,6 +18,7 @@ Invariants, each with the test that holds it, stand in zfs_sync(7).
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import State, StateFileError, parse_state
@@ -133,6 +134,24 @@ def _newest_common(dataset: Dataset, twin: Dataset | None) -> Snapshot | None:
     return max(common, key=lambda snap: snap.order, default=None)
 
 
+def _lost_on_source(dataset: Dataset, twin: Dataset, who: Identity) -> Snapshot | None:
+    """Return the newest own snapshot of the target that is newer than the newest common one.
+
+    The source was rolled back, or its snapshot destroyed: what the target holds may be the only
+    copy of it.
+    """
+    common = _newest_common(dataset, twin)
+    held = twin.by_guid(common.guid) if common else None
+    if held is None:
+        return None
+    newer = [
+        snap
+        for snap in twin.snapshots.values()
+        if snap.rid == who.rid_value and snap.order > held.order
+    ]
+    return max(newer, key=lambda snap: snap.order, default=None)
+
+
 def stands(source: Tree, target: Tree, goal: str) -> list[Stand]:
     """Return how each dataset of the goal's tree stands on the target, parents first.
 
@@ -149,7 +168,7 @@ def stands(source: Tree, target: Tree, goal: str) -> list[Stand]:
     return found
 
 
-def unclear(source: Tree, target: Tree) -> tuple[list[str], list[str]]:
+def unclear(source: Tree, target: Tree, who: Identity) -> tuple[list[str], list[str]]:
     """Return the datasets (source's, target's) that fall in no row by their own names alone.
 
     Only these are worth a listing of all their snapshots.
@@ -158,9 +177,11 @@ def unclear(source: Tree, target: Tree) -> tuple[list[str], list[str]]:
     lone_source, lone_target = [], []
     for name, twin_name in pairs.items():
         dataset, twin = source.datasets[name], target.datasets[twin_name]
-        if _newest_common(dataset, twin) is None:
-            lone_source += [] if dataset.complete else [name]
-            lone_target += [] if twin.complete else [twin_name]
+        common = _newest_common(dataset, twin)
+        if (common is None or _lost_on_source(dataset, twin, who)) and not dataset.complete:
+            lone_source.append(name)
+        if common is None and not twin.complete:
+            lone_target.append(twin_name)
     lone_target += [
         dataset.name
         for dataset in target.datasets.values()
@@ -225,25 +246,37 @@ def is_half_rotated(source: SourceView, targets: Iterable[TargetView], names: Na
     if names.sent in root or names.tosend not in root:
         return False
     kept = any(names.is_kept(name) for name in root)
-    holders = (target.tree.datasets.get(ROOT) for target in targets if target.tree)
-    held = any(holder and holder.by_guid(root[names.tosend].guid) for holder in holders)
-    return kept or held
+    # On the root alone it proves nothing: the first sync may have been cut after it.
+    return kept or any(not unproven(source.tree, one.tree, names.tosend) for one in targets)
 
 
 # --- one target -------------------------------------------------------------------------------
 
 
+def state_owner(target: TargetView) -> State | None:
+    """Return the state file that the target holds; None if there is none that can be read."""
+    try:
+        return parse_state(target.state_text, "") if target.state_text else None
+    except StateFileError:
+        return None  # torn, or of another format: the next push mends it
+
+
+def is_others_state(target: TargetView, who: Identity) -> bool:
+    """Tell whether the target's state file is another source's: then it is not overwritten.
+
+    The target's own, from a time when it was the source itself, is no such case.
+    """
+    other = state_owner(target)
+    return other is not None and other.source not in (who.source, target.node)
+
+
 def check_state_owner(target: TargetView, who: Identity) -> None:
     """Raise Refused where the target already has this state file from another source and dst.
 
-    Two clients that use one service name would overwrite each other's proof. The target's own file,
-    from a time when it was the source itself, is no such case.
+    Two clients that use one service name would overwrite each other's proof.
     """
-    try:
-        other: State | None = parse_state(target.state_text, "") if target.state_text else None
-    except StateFileError:
-        return  # torn or older than the fields we know: the next push mends it
-    if other is None or other.source in (who.source, target.node):
+    other = state_owner(target)
+    if other is None or not is_others_state(target, who):
         return
     entry = other.targets.get(target.node)
     if entry is not None and entry.dst != target.dst:
@@ -303,6 +336,13 @@ def check_target(
             hint="choose another dst, or move it away; writing into it would need syncfull"
             " --in-place, the one consent for that (not in this version)",
         )
+    if target.mark and (lost := _lost_on_source(root, twin, who)):
+        raise BrokenChain(
+            f"chain broken: {target.dst}@{lost.name} (guid {lost.guid}) on {target.node} came from"
+            f" {source.tree.root}, which no longer has it",
+            untouched=UNTOUCHED,
+            hint=_rollback_hint(source, target, root, twin),
+        )
     if target.mark is None and target.node in source.targets:
         raise Refused(
             f"{target.dst} on {target.node} was a replica and no longer carries the mark"
@@ -329,6 +369,18 @@ def _check_not_in_flight(target: TargetView, twin: Dataset, goal: Snapshot | Non
     )
 
 
+def _rollback_hint(source: SourceView, target: TargetView, dataset: Dataset, twin: Dataset) -> str:
+    common = _newest_common(dataset, twin)
+    base = twin.by_guid(common.guid) if common else None
+    assert target.tree is not None  # noqa: S101 - the twin is in it
+    assert base is not None  # noqa: S101 - the caller found a newer one
+    full = target.tree.full(twin.name)
+    return (
+        f"if {source.tree.full(dataset.name)} was rolled back on purpose, give up what the target"
+        f" has of it; on {target.node}: zfs rollback -r '{full}@{base.name}'"
+    )
+
+
 def _move_aside_hint(target: TargetView, who: Identity) -> str:
     return (
         f"on {target.node}: zfs rename {target.dst} {target.dst}.old, then:"
@@ -337,20 +389,32 @@ def _move_aside_hint(target: TargetView, who: Identity) -> str:
     )
 
 
-def is_abreast(source: SourceView, target: TargetView, names: Names) -> bool:
-    """Tell whether a target takes part in A -> B; else it joins with a snapshot of its own.
+class Role(Enum):
+    """Where a target stands to the others; none of them waits for another."""
+
+    ABREAST = "takes part in A -> B"
+    JOINING = "catches up with a snapshot of its own"
+    AHEAD = "holds a base that is newer than the B of an earlier run"
+
+
+def role(source: SourceView, target: TargetView, names: Names) -> Role:
+    """Return the target's role in this cycle.
 
     A new or lagging target would hold up the others: its stream is long, and B cannot be renamed
     while it is sent. A base that is not older than A (that of a finished join) is as good as A. If
     the source has no A, nobody is there to be held up: the first sync.
     """
     root = source.tree.datasets[ROOT]
-    last = root.snapshots.get(names.sent)
+    last, intent = root.snapshots.get(names.sent), root.snapshots.get(names.tosend)
     if last is None:
-        return True
+        return Role.ABREAST
     twin = target.tree.datasets.get(ROOT) if target.tree else None
     common = _newest_common(root, twin)
-    return common is not None and (common.name == last.name or common.order >= last.order)
+    if common is None or (common.name != last.name and common.order < last.order):
+        return Role.JOINING
+    if intent is not None and common.name != intent.name and common.order > intent.order:
+        return Role.AHEAD
+    return Role.ABREAST
 
 
 def plan_branch(
@@ -375,7 +439,7 @@ def plan_branch(
             streams=_first_streams(source.tree, target, resource, goal),
         )
     found = stands(source.tree, target.tree, goal)
-    broken = _broken_children(source, target, found, goal)
+    broken = _broken_children(source, target, who, found, goal)
     lacking = [stand for stand in found if not stand.has_goal and stand.relative not in broken]
     gone = _Gone.of(source, target, resource, who)
     moved = gone.move_aside(found)
@@ -389,6 +453,7 @@ def plan_branch(
             *gone.destroy(),
             *_discards(target, resource, lacking),
             *moved,
+            *_half_rotated(source.tree, target, resource, who, found),
             *_name_clashes(source.tree, target, resource, who, lacking),
         ),
         streams=streams,
@@ -440,8 +505,11 @@ def _streams(
     base = bases.pop()
     if base not in source.datasets[ROOT].snapshots:
         return None
+    names = {stand.relative for stand in found}
     for stand in found:
-        if stand.target is None and base in source.datasets[stand.relative].snapshots:
+        lost = stand.target is None and base in source.datasets[stand.relative].snapshots
+        orphan = stand.relative and stand.relative.rpartition("/")[0] not in names
+        if lost or orphan:
             return None
     pool = _pool_for(source, target)
     stream = zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool)
@@ -454,12 +522,9 @@ def _single_streams(
     pairs = pair(source, target.tree) if target.tree else {}
     streams = []
     for stand in lacking:
-        parent, _, leaf = stand.relative.rpartition("/")
-        if stand.target is not None:
-            place = stand.target
-        else:
-            above = pairs.get(parent, parent)
-            place = f"{above}/{leaf}" if above else leaf
+        place = stand.target
+        if place is None:
+            place = _place(stand.relative, pairs, target.tree, source.guids(goal))
         pairs[stand.relative] = place
         into = f"{target.dst}/{place}" if place else target.dst
         base = stand.common.name if stand.common else None
@@ -476,6 +541,23 @@ def _single_streams(
             )
         )
     return tuple(streams)
+
+
+def _place(
+    name: str, pairs: Mapping[str, str], target: Tree | None, guids: Mapping[str, str]
+) -> str:
+    """Return where a dataset that is not on the target is received: its name, if it can be.
+
+    A parent that was created after the goal is not there yet: then it goes below the nearest one
+    that is, and the next stream of the tree moves it by its guid.
+    """
+    parent, _, leaf = name.rpartition("/")
+    while parent and parent not in pairs:
+        parent = parent.rpartition("/")[0]
+    above = pairs.get(parent, parent)
+    place = f"{above}/{leaf}" if above else leaf
+    taken = set(target.datasets if target else ()) | set(pairs.values())
+    return f"{place}.{guids.get(name, '')[-6:]}" if place != name and place in taken else place
 
 
 def _name_clashes(
@@ -515,15 +597,19 @@ def _name_clashes(
 
 
 def _broken_children(
-    source: SourceView, target: TargetView, found: list[Stand], goal: str
+    source: SourceView, target: TargetView, who: Identity, found: list[Stand], goal: str
 ) -> tuple[str, ...]:
     """Return the children that are ours and have nothing in common; refuse where one is foreign."""
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     broken = []
     for stand in found:
-        if stand.target is None or stand.has_goal or stand.common is not None:
+        if stand.target is None or stand.has_goal:
             continue
         twin = target.tree.datasets[stand.target]
+        if stand.common is not None:
+            if _lost_on_source(source.tree.datasets[stand.relative], twin, who):
+                broken.append(stand.relative)
+            continue
         if not any(snap.rid for snap in twin.snapshots.values()):
             _check_not_in_flight(target, twin, source.tree.datasets[ROOT].snapshots.get(goal))
             raise Refused(
@@ -765,6 +851,28 @@ class Rotation:
     changes: tuple[zfs.Change, ...]
 
 
+def _half_rotated(
+    source: Tree, target: TargetView, resource: SyncResource, who: Identity, found: list[Stand]
+) -> tuple[zfs.Change, ...]:
+    """Return the rest of a rotation that was cut on the target, towards what it holds now.
+
+    Otherwise its @tosend would be in the way of the next one.
+    """
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    names = Names(resource.snap_prefix)
+    want = {
+        stand.target: stand.common.guid
+        for stand in found
+        if stand.target is not None and stand.common is not None and not stand.has_goal
+    }
+    intents = {names.tosend, names.tosend_for(target.node)}
+    if target.mark is None or not any(
+        intents & target.tree.datasets[twin].snapshots.keys() for twin in want
+    ):
+        return ()
+    return _rotate_to(source, target, want, resource, who).changes
+
+
 def rotate_target(
     source: Tree, target: TargetView, goal: str, resource: SyncResource, who: Identity
 ) -> Rotation:
@@ -775,14 +883,27 @@ def rotate_target(
     """
     tree = target.tree
     assert tree is not None  # noqa: S101 - it was proven there
-    names = Names(resource.snap_prefix)
     guids = source.guids(goal)
-    known = {s.guid for d in source.datasets.values() for s in d.snapshots.values()}
     want = {
         twin: guids[name]
         for name, twin in pair(source, tree).items()
         if name in guids and tree.datasets[twin].by_guid(guids[name])
     }
+    return _rotate_to(source, target, want, resource, who)
+
+
+def _rotate_to(
+    source: Tree,
+    target: TargetView,
+    want: Mapping[str, str],
+    resource: SyncResource,
+    who: Identity,
+) -> Rotation:
+    """Return what makes the snapshot with the wanted guid @sent, per dataset of the target."""
+    tree = target.tree
+    assert tree is not None  # noqa: S101 - want speaks of its datasets
+    names = Names(resource.snap_prefix)
+    known = {s.guid for d in source.datasets.values() for s in d.snapshots.values()}
     listing = _Listing(tree, recursive=resource.recursive)
     changes: list[zfs.Change] = []
     for name, dataset in tree.datasets.items():
@@ -792,7 +913,7 @@ def rotate_target(
     for name, guid in want.items():
         for snap in tree.datasets[name].snapshots.values():
             mine = snap.rid == who.rid_value or snap.guid in known
-            if names.is_own(snap.name) and mine and snap.guid != guid:
+            if _is_agents_name(names, snap) and mine and snap.guid != guid:
                 own.setdefault(snap.name, set()).add(name)
     for snapshot, holders in sorted(own.items()):
         changes += listing.destroy(snapshot, holders)
@@ -802,11 +923,16 @@ def rotate_target(
         at = tree.datasets[name].by_guid(guid)
         assert at is not None  # noqa: S101 - want holds only those that have it
         marks += [f"{tree.full(name)}@{at.name}"] if at.rid != who.rid_value else []
-        if at.name != names.sent and names.is_own(at.name):
+        if at.name != names.sent and _is_agents_name(names, at):
             under.setdefault(at.name, set()).add(name)
     for snapshot, holders in sorted(under.items()):
         changes += listing.rename(snapshot, names.sent, holders)
     return Rotation(tuple(marks), tuple(changes))
+
+
+def _is_agents_name(names: Names, snap: Snapshot) -> bool:
+    """Tell whether a snapshot has a name of ours, or one that a cut receive left (recv-PID-N)."""
+    return names.is_own(snap.name) or (snap.name.startswith("recv-") and snap.rid is not None)
 
 
 def _set_aside(

@@ -31,7 +31,8 @@ def run_with_fault(fault: dict[str, str], path: str, real: str) -> None:
 
     def strike() -> int:
         os.close(os.open(f"{path}.fired", os.O_CREAT | os.O_WRONLY))
-        return subprocess.call(["/bin/sh", "-c", fault["do"]], env=env)
+        # `"$0" "$@"` is the program itself, for what stands between it and its reader.
+        return subprocess.call(["/bin/sh", "-c", fault["do"], real, *sys.argv[1:]], env=env)
 
     if fault["when"] == "before":
         strike()
