@@ -82,7 +82,6 @@ class Misconfigured(SyncError):
     """A service file asks for something that cannot be; the text says what to write instead."""
 
     exit_code = EXIT_USAGE
-    result = "refused"
 
 
 class UsageError(SyncError):

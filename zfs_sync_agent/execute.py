@@ -137,7 +137,13 @@ class Run:
         for worker in self.workers:  # the handshakes go on while the source is read
             with contextlib.suppress(NoAnswer):
                 worker.side.shell.open()
-        source = self._observe_source()
+        try:
+            source = self._observe_source()
+        except SyncError as error:
+            if not self.record.is_mine():  # it is the copy that the source pushed here
+                raise
+            self._fail_all(error)
+            return
         if plan.is_standby(source, self.who):
             self._standby(source.replica_of)
             self.workers = []
@@ -149,12 +155,19 @@ class Run:
                 self._show_plan(source)
             elif self._cycle(self._finish_half_rotated(source)):
                 self._cycle(self._look_again())
-        except SyncError as error:  # of the source's side: it is the same for every target
-            for worker in self.workers:
-                worker.error = worker.error or error
-        if self.settings.dry_run:
-            return
+        except SyncError as error:
+            self._fail_all(error)
+        else:
+            self._record_failures()
+
+    def _fail_all(self, error: SyncError) -> None:
+        """Record a failure of the source's side: it is the same for every target."""
         for worker in self.workers:
+            worker.error = worker.error or error
+        self._record_failures()
+
+    def _record_failures(self) -> None:
+        for worker in self.workers if not self.settings.dry_run else []:
             if worker.error is not None and not worker.recorded and worker.joining is None:
                 self._record_failure(worker, worker.error)
 
@@ -251,6 +264,9 @@ class Run:
         known = worker.node in source.targets or entry.last_success is not None
         consent = self.settings.consent
         plan.check_target(cleared, view, self.who, self.names, known=known, consent=consent)
+        if view.tree is None:
+            carried, used = observe.mountpoints(self.side, worker.side, cleared)
+            plan.check_mounts(carried, used, view, self.resource)
         if consent and view.tree is not None:
             worker.recorded = True  # nothing is wrong with the replica: its state is left alone
             raise Refused(

@@ -271,6 +271,23 @@ def clear_up(
     return replace(source, tree=source_tree), replace(target, tree=target_tree)
 
 
+def mountpoints(
+    source_side: Side, target_side: Side, source: SourceView
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the mountpoints that a stream of the source carries, and those the target uses."""
+    argv, listing = zfs.get_mountpoints_argv(), zfs.list_mountpoints_argv()
+    carried = source_side.run(argv, [source.tree.full(name) for name in source.tree.datasets])
+    if carried.status != 0:
+        raise source_side.no_answer(argv, carried)
+    used = target_side.run(listing)
+    if used.status != 0:
+        raise target_side.no_answer(listing, used)
+    return (
+        zfs.parse_stream_mountpoints(carried.stdout),
+        zfs.parse_mountpoints(used.stdout),
+    )
+
+
 def _missing_parents(side: Side, dst: str) -> tuple[str, ...]:
     """Return what has to be created above dst, outermost first."""
     parts = dst.split("/")[:-1]

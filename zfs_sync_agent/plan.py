@@ -462,6 +462,27 @@ def plan_branch(
     )
 
 
+def check_mounts(
+    carried: Mapping[str, str], used: Mapping[str, str], target: TargetView, resource: SyncResource
+) -> None:
+    """Raise Refused where a first sync would mount over what another dataset of the target uses.
+
+    `carried` is source dataset -> path of the properties in the stream, `used` path -> dataset.
+    """
+    options = resource.receive_options
+    if any(word == "mountpoint" or word.startswith("mountpoint=") for word in options):
+        return
+    clashes = [(name, path) for name, path in carried.items() if path in used]
+    if clashes:
+        name, path = clashes[0]
+        raise Refused(
+            f"{name} carries the mountpoint {path}, which {used[path]} uses on {target.node}",
+            untouched=UNTOUCHED,
+            hint="write receive_options = -x mountpoint in the service file; where the target's"
+            " zfs receive has no -x, let the mountpoint be inherited on the source",
+        )
+
+
 def _pool_for(source: Tree, target: TargetView) -> str | None:
     """Return POOL where `receive -d POOL` maps the source's root to dst exactly."""
     pool = target.dst.split("/", 1)[0]

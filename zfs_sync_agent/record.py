@@ -106,6 +106,14 @@ class Record:
             return self._empty
         return self._empty._replace(targets=state.targets)
 
+    def is_mine(self) -> bool:
+        """Tell whether the file is this source's, or would be: none is there, or a torn one."""
+        try:
+            state = read_state(self.path)
+        except StateFileError:
+            return True
+        return state is None or state.source == self._empty.source
+
     def entry(self, node: str, dst: str) -> TargetState:
         """Return what is known of a target; nothing, if its dst was another then."""
         entry = self.read().targets.get(node)

@@ -60,6 +60,16 @@ def list_snapshots_argv() -> Argv:
     return ("list", "-H", "-d", "1", "-t", "snapshot", "-o", "name")
 
 
+def get_mountpoints_argv() -> Argv:
+    """Read the mountpoints of the datasets named on standard input."""
+    return ("get", "-H", "-o", "name,value,source", "mountpoint")
+
+
+def list_mountpoints_argv() -> Argv:
+    """List the mountpoints of all filesystems of a node."""
+    return ("list", "-H", "-t", "filesystem", "-o", "name,mountpoint")
+
+
 # --- commands that change ---------------------------------------------------------------------
 
 
@@ -221,6 +231,28 @@ def parse_names(output: str) -> dict[str, dict[str, str]]:
         if value not in ("", "-") and not source.startswith("inherited"):
             found.setdefault(name, {})[key] = value
     return found
+
+
+def parse_stream_mountpoints(output: str) -> dict[str, str]:
+    """Return dataset -> path of the mountpoints that a stream with properties carries.
+
+    An inherited one is not in it.
+
+    >>> parse_stream_mountpoints("tank/a\\t/srv\\tlocal\\ntank/b\\t/tank/b\\tdefault\\n")
+    {'tank/a': '/srv'}
+    """
+    rows = [line.split("\t") for line in output.splitlines()]
+    return {
+        row[0]: row[1]
+        for row in rows
+        if len(row) == 3 and row[2] in ("local", "received") and row[1].startswith("/")  # noqa: PLR2004 - the columns asked for
+    }
+
+
+def parse_mountpoints(output: str) -> dict[str, str]:
+    """Return path -> dataset of what is or may be mounted on a node."""
+    rows = [line.split("\t") for line in output.splitlines()]
+    return {row[1]: row[0] for row in rows if len(row) == 2 and row[1].startswith("/")}  # noqa: PLR2004 - the columns asked for
 
 
 def relative_to(root: str, full: str) -> str:
