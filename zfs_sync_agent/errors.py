@@ -71,6 +71,12 @@ class Refused(SyncError):
     result = "refused"
 
 
+class StandbyFor(SyncError):
+    """The other node is the source: nothing to do here, and nothing to tell anyone."""
+
+    exit_code = EXIT_OK
+
+
 class BrokenChain(SyncError):
     """Source and target hold no common snapshot where they should: only a full sync helps."""
 

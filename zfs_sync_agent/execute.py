@@ -14,9 +14,10 @@ from check_zfs_sync.statefile import Snapshot as StateSnapshot
 from check_zfs_sync.statefile import Success, digest
 from zfs_sync_agent import observe, plan, record, zfs
 from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
-from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, SyncError
+from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
 from zfs_sync_agent.model import (
     MARK,
+    NO_REPLICA,
     RETAINED,
     ROOT,
     TARGETS,
@@ -177,8 +178,9 @@ class Run:
                 f"only_if passes on {self.settings.nodename}, but {self.src} is the replica of"
                 f" {replica_of}: this node does not send",
                 untouched=plan.UNTOUCHED,
-                hint="make sure that the other node sends no more, then here: zfs inherit"
-                f" {MARK} {self.src} and zfs inherit readonly {self.src}",
+                hint=f"make sure that the other node sends no more; then here: zfs set"
+                f" {MARK}={NO_REPLICA} {self.src} and zfs inherit readonly {self.src}; and there:"
+                f" zfs set '{MARK}={self.who.mark}' on its dataset",
             )
         self.context.info(f"standby: {self.src} is the replica of {replica_of}; nothing to send")
 
@@ -244,6 +246,10 @@ class Run:
                 continue
             try:
                 role = self._check(worker, source)
+            except StandbyFor as standby:
+                self.context.info(f"standby: {standby.what}")
+                worker.recorded = True
+                continue
             except SyncError as error:
                 worker.error = error
                 continue
@@ -495,7 +501,8 @@ class Run:
             ),
         )
         worker.recorded = True
-        if worker.view is not None and not plan.is_others_state(worker.view, self.who):
+        owner = plan.state_owner(worker.view) if worker.view is not None else None
+        if worker.view is not None and (owner is None or owner.source == self.who.source):
             with contextlib.suppress(SyncError):  # the failure itself is what is told
                 self._push(worker)
 

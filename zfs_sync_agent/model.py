@@ -12,7 +12,8 @@ _KEPT = re.compile(r"\.\d{8}T\d{6}Z-\d{1,6}")
 
 ROOT = ""  # the relative name of the root of a tree
 
-MARK = "zfs_sync:replica"  # on a replica's root: <source node>/<service>/<rid>
+MARK = "zfs_sync:replica"  # on a replica's root: <source node>/<service>/<rid>, or NO_REPLICA
+NO_REPLICA = "none"  # what was a replica and is a source now
 RETAINED = "zfs_sync:retained"  # on a root: <snapshot>=<node>,<node>;... (src), <snapshot>= (dst)
 TARGETS = "zfs_sync:targets"  # on the src's root: <service>/<rid>=<node>,<node>;... shown to hold
 RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
@@ -20,13 +21,17 @@ RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One snapshot; `guid` is what it is, `name` (after the @) only where it was put."""
+    """One snapshot; `guid` is what it is, `name` (after the @) only where it was put.
+
+    `rid` is its mark; `taken_here` tells whether that is local, not received with a stream.
+    """
 
     name: str
     guid: str
     creation: int
     createtxg: int = 0
     rid: str | None = None
+    taken_here: bool = False
 
     @property
     def order(self) -> tuple[int, int]:

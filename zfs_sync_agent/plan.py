@@ -23,7 +23,7 @@ from enum import Enum
 from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import State, StateFileError, parse_state
 from zfs_sync_agent import zfs
-from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused
+from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused, StandbyFor
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
@@ -313,13 +313,16 @@ def check_target(
             )
         return
     if target.mark not in (None, who.mark):
+        what = f"the replica of {target.mark}" if "/" in target.mark else "a source now"
         raise Refused(
-            f"{target.dst} on {target.node} is the replica of {target.mark}, not of {who.mark}",
+            f"{target.dst} on {target.node} is {what}, not the replica of {who.mark}",
             untouched=UNTOUCHED,
-            hint="choose another dst, or take the mark off with"
-            f" zfs inherit {MARK} {target.dst} if that replica is given up",
+            hint=f"choose another dst; or, to let {who.source} replace what is there:"
+            f" zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
         )
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
+    if target.mark is None:
+        _check_is_no_source(source, target, who)
     if _newest_common(root, twin) is None:
         if target.mark:
             raise BrokenChain(
@@ -351,6 +354,29 @@ def check_target(
             hint=f"if it is still a replica: zfs set {MARK}={who.mark} {target.dst} on"
             f" {target.node}",
         )
+
+
+def _check_is_no_source(source: SourceView, target: TargetView, who: Identity) -> None:
+    """Raise where the target takes snapshots of its own for this resource: it sends, or sent.
+
+    The symmetric service file runs on both nodes, and while the first sync goes on neither dataset
+    carries a mark. The node that never sent stands by; two that did are a person's matter.
+    """
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    root = target.tree.datasets[ROOT].snapshots.values()
+    if not any(snap.taken_here and snap.rid == who.rid_value for snap in root):
+        return
+    if not has_sent(source, who):
+        raise StandbyFor(
+            f"{target.node} sends {target.dst}; {source.tree.root} stands by for it",
+            untouched=UNTOUCHED,
+        )
+    raise Refused(
+        f"{target.dst} on {target.node} is a source of {who.rid_value} itself",
+        untouched=UNTOUCHED,
+        hint=f"make sure that {target.node} sends no more; to let {who.source} replace what is"
+        f" there: zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
+    )
 
 
 def _check_not_in_flight(target: TargetView, twin: Dataset, goal: Snapshot | None) -> None:
@@ -877,7 +903,7 @@ def _half_rotated(
 ) -> tuple[zfs.Change, ...]:
     """Return the rest of a rotation that was cut on the target, towards what it holds now.
 
-    Otherwise its @tosend would be in the way of the next one.
+    Otherwise its @tosend, or its old @sent, would be in the way of the next one.
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
@@ -887,9 +913,14 @@ def _half_rotated(
         if stand.target is not None and stand.common is not None and not stand.has_goal
     }
     intents = {names.tosend, names.tosend_for(target.node)}
-    if target.mark is None or not any(
-        intents & target.tree.datasets[twin].snapshots.keys() for twin in want
-    ):
+
+    def is_cut(twin: Dataset, guid: str) -> bool:
+        held = twin.by_guid(guid)
+        misnamed = held is not None and held.name != names.sent and names.is_own(held.name)
+        return bool(intents & twin.snapshots.keys()) or (misnamed and names.sent in twin.snapshots)
+
+    cut = any(is_cut(target.tree.datasets[twin], guid) for twin, guid in want.items())
+    if target.mark is None or not cut:
         return ()
     return _rotate_to(source, target, want, resource, who).changes
 
@@ -1129,8 +1160,14 @@ def retain(
     return zfs.set_property(root, RETAINED, format_nodes({**others, **value}))
 
 
+def has_sent(source: SourceView, who: Identity) -> bool:
+    """Tell whether this node ever took a snapshot of its src for this resource."""
+    root = source.tree.datasets[ROOT].snapshots.values()
+    return any(snap.taken_here and snap.rid == who.rid_value for snap in root)
+
+
 def is_standby(source: SourceView, who: Identity) -> bool:
-    """Tell whether the src is itself the replica of this resource: then another node sends.
+    """Tell whether the src is itself a replica of this resource: then another node sends.
 
     A replica of another resource may be sent on (a cascade, with a snap_prefix).
     """

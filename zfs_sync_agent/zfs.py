@@ -22,6 +22,8 @@ from zfs_sync_agent.model import (
 
 Argv = tuple[str, ...]
 
+RID_SOURCE = f"{RID}:source"  # beside the value of RID: local or received
+
 # "cannot open 'tank/a@sent': dataset does not exist": the one complaint that means "absent".
 _ABSENT = re.compile(r"cannot open '(?P<name>[^']*)': (?:dataset|snapshot) does not exist")
 
@@ -230,6 +232,8 @@ def parse_names(output: str) -> dict[str, dict[str, str]]:
         name, key, value, source = [*line.split("\t"), "", "", ""][:4]
         if value not in ("", "-") and not source.startswith("inherited"):
             found.setdefault(name, {})[key] = value
+            if key == RID:
+                found[name][RID_SOURCE] = source
     return found
 
 
@@ -280,6 +284,7 @@ def build_tree(
                 int(values.get("creation", 0)),
                 int(values.get("createtxg", 0)),
                 values.get(RID),
+                values.get(RID_SOURCE) == "local",
             )
     found = {}
     for full in datasets:
