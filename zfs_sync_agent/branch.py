@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import observe, plan, zfs
-from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, SyncError
+from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, Refused, SyncError
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
@@ -62,11 +62,11 @@ def set_retained(
 
 
 def _command_failed(side: Side, argv: Sequence[str], status: int, stderr: str) -> CommandFailed:
-    last = stderr.strip().splitlines()[-2:] or ["no message"]
+    first = stderr.strip().splitlines()[:2] or ["no message"]  # ZFS gives its reason first
     return CommandFailed(
         f"zfs {argv[0]} failed on {side.shell.node}",
         command=side.shown(argv),
-        detail=f"exit {status}: {' '.join(last)}",
+        detail=f"exit {status}: {' '.join(first)}",
         untouched="what would have come after this command",
         hint="mend what the answer says; the next run goes on from here",
     )
@@ -145,31 +145,43 @@ class Branch:
         self.mode = "none"
         self.may_hold_goal = False  # a send began and no listing came after it
         self.proven = False
+        self.reached = False  # rotated, but perhaps for broken children
 
     def bring_to(self, goal: str) -> None:
         """Send what lacks, prove it, rotate. Raises SyncError; what was reached stays in self."""
-        first = self._plan(goal, one_by_one=False)
-        self.mode = first.mode
-        missing = self._send_until_proven(first)
-        if missing:
+        last, failure = self._send_until_proven(goal)
+        missing = self._missing(last)
+        if missing and not failure:
             count = len(self.source.tree.guids(goal))
-            raise CommandFailed(
+            failure = CommandFailed(
                 f"{len(missing)} of {count} datasets did not arrive on {self.view.node}, first"
                 f" {self.source.tree.full(missing[0])}",
                 untouched="nothing was rotated",
                 hint="the next run sends what is missing",
             )
-        self.proven = not first.broken
+        if missing and failure:
+            raise failure
         self._rotate(goal)
-        if first.broken:
-            listed = ", ".join(self.source.tree.full(name) for name in first.broken)
+        self.reached = True
+        self.proven = not last.broken
+        if last.broken:
+            full = [self.source.tree.full(name) for name in last.broken]
+            pool = self.view.dst.split("/", 1)[0]
             raise BrokenChain(
-                f"chain broken: no common snapshot on {self.view.node} for {listed}",
+                f"chain broken: no common snapshot on {self.view.node} for {', '.join(full)}",
                 untouched="these datasets; the others of the tree are in sync",
-                hint=f"on {self.view.node} rename each of them away; the next run sends it in full",
+                hint=f"on {self.view.node} move each of them out of {self.view.dst} (zfs rename"
+                f" {self.view.dst}/... {pool}/...); the next run sends it in full",
             )
 
-    def _plan(self, goal: str, *, one_by_one: bool) -> plan.Branch:
+    def _missing(self, branch: plan.Branch) -> list[str]:
+        """Return what the last listing does not show, but for what is broken anyway."""
+        missing = plan.unproven(self.source.tree, self.view.tree, branch.goal)
+        return [name for name in missing if name not in branch.broken]
+
+    def _plan(
+        self, goal: str, *, one_by_one: bool = False, skip: frozenset[str] = frozenset()
+    ) -> plan.Branch:
         context = self.context
         self.source, self.view = observe.clear_up(
             self.source_side,
@@ -180,54 +192,91 @@ class Branch:
             deep=self.deep,
         )
         return plan.plan_branch(
-            self.source, self.view, context.resource, context.who, goal, one_by_one=one_by_one
+            self.source,
+            self.view,
+            context.resource,
+            context.who,
+            goal,
+            one_by_one=one_by_one,
+            skip=skip,
         )
 
-    def _send_until_proven(self, branch: plan.Branch) -> list[str]:
-        """Return what a listing does not show on the target in the end.
+    def _send_until_proven(self, goal: str) -> tuple[plan.Branch, SyncError | None]:
+        """Return the last plan and the first failure; a listing was made after each attempt.
 
         After a failure the listing is planned from again, a stream per dataset: that needs no
         knowledge of how each ZFS replays the stream of a tree. What the receiver calls modified is
-        rolled back first, if it may be; each dataset once.
+        rolled back first, if it may be, each dataset once. A dataset that fails by itself is left
+        out of the next attempt, so that it does not hold up those behind it.
         """
+        branch = self._plan(goal)
+        self.mode = branch.mode
+        first: SyncError | None = None
         rolled_back: set[str] = set()
+        skip: set[str] = set()
         one_by_one = False
         while True:
             failure = self._attempt(branch)
-            missing = [
-                name
-                for name in plan.unproven(self.source.tree, self.view.tree, branch.goal)
-                if name not in branch.broken
-            ]
+            missing = self._missing(branch)
             if failure is None:
-                return missing
+                return branch, first
+            first = first or failure
             if not missing:
                 self.context.warn(f"{failure.reason}; the listing shows that all of it arrived")
-                return missing
+                return branch, None
             if isinstance(failure, NoAnswer):
                 raise failure
-            rollback = self._rollback_of_modified(branch.goal, failure)
+            rollback = self._rollback_of_modified(goal, failure)
             if rollback is not None and rollback.argv[-1] not in rolled_back:
                 rolled_back.add(rollback.argv[-1])
-                change(self.context, self.side, rollback)
+                self._roll_back(rollback)
             elif one_by_one:
-                raise failure
+                skip.add(next(name for name in missing if name not in skip))
             else:
                 one_by_one = True
-            branch = self._plan(branch.goal, one_by_one=one_by_one)
+            branch = self._plan(goal, one_by_one=one_by_one, skip=frozenset(skip))
+            if not branch.streams:
+                return branch, first
 
     def _attempt(self, branch: plan.Branch) -> SyncError | None:
         """Do what the plan says, then list the target; return the transfer's failure, if any."""
         for text in branch.warnings:
             self.context.warn(text)
         for step in branch.before:
-            change(self.context, self.side, step)
+            self._prepare(step)
         failure = None
         for start in range(0, len(branch.streams), STREAMS_AT_ONCE):
             failure = failure or self._send(branch.streams[start : start + STREAMS_AT_ONCE])
         if branch.before or branch.streams:
-            self._relist()
+            self._relist(branch.before)
         return failure
+
+    def _prepare(self, step: zfs.Change) -> None:
+        """What is gone on the source holds up nothing, if it cannot be destroyed."""
+        if step.verb == "rollback":
+            self._roll_back(step)
+            return
+        try:
+            change(self.context, self.side, step)
+        except CommandFailed as error:
+            if step.verb != "destroy" or "@" in step.argv[-1]:
+                raise
+            self.context.warn(f"{error.reason}; it is kept, later runs try again")
+
+    def _roll_back(self, step: zfs.Change) -> None:
+        """A rollback without -r fails where somebody's snapshot is newer: that is a person's."""
+        try:
+            change(self.context, self.side, step)
+        except CommandFailed as error:
+            full = step.argv[-1].split("@")[0]
+            raise Refused(
+                f"{full} on {self.view.node} was written to, and cannot be rolled back",
+                command=error.command,
+                detail=error.detail,
+                untouched="it and its newer snapshots",
+                hint=f"see which snapshots are newer: zfs list -t snapshot -d 1 {full}; roll back"
+                " by hand once nobody needs them",
+            ) from error
 
     def _send(self, streams: Sequence[zfs.Stream]) -> SyncError | None:
         context, resource = self.context, self.context.resource
@@ -244,30 +293,33 @@ class Branch:
         words = self.side.shell.data_words(receive)
         self.may_hold_goal = True
         try:
-            done = transfer(
-                send, words, self.side.shell.fds, resource.stall_timeout, lambda _: None
-            )
+            done = transfer(send, words, self.side.shell.fds, resource.stall_timeout)
         except SyncError as error:
             return error
         self.size_bytes += done.size_bytes
         return _transfer_failure(done, self.view.node) if done.failed else None
 
-    def _relist(self) -> None:
-        recursive = self.context.resource.recursive
+    def _relist(self, before: Sequence[zfs.Change]) -> None:
+        renamed = {step.argv[-1].partition("@")[2] for step in before if step.verb == "rename"}
         self.view = observe.relist(
-            self.side, self.view, self.source, self.context.names, recursive=recursive
+            self.side,
+            self.view,
+            self.source,
+            self.context.names,
+            recursive=self.context.resource.recursive,
+            renamed=renamed - {""},
         )
         self.may_hold_goal = False
 
     def _rollback_of_modified(self, goal: str, failure: SyncError) -> zfs.Change | None:
         """Return the rollback of the dataset that the receiver called modified.
 
-        ZFS that knows the property `written` does not come here: there it was planned beforehand.
+        Where ZFS knows the property `written` it was planned beforehand.
         """
         match = _MODIFIED.search(failure.detail)
         if match is None or self.view.tree is None:
             return None
-        named = " ".join(match["name"].split(" "))
+        named = match["name"]
         for stand in plan.stands(self.source.tree, self.view.tree, goal):
             if stand.target is None or stand.has_goal:
                 continue

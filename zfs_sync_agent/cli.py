@@ -183,11 +183,17 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
         if isinstance(lock, int):
             return _locked(label, resource, lock)
         outcomes = _run(args, resource, rec, lock)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"{label}: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"{label}: {error}", file=sys.stderr)
         return EXIT_FAILED
     except SyncError as error:
         return _tell(label, resource, rec, [Outcome("", "", error)])
+    except Exception as error:  # noqa: BLE001 - the other resources still run
+        LOG.exception("%s: internal failure", label)
+        print(f"{label}: internal failure: {error!r}; please report it", file=sys.stderr)
+        return EXIT_FAILED
     return _tell(label, resource, rec, outcomes, news_only=not args.dry_run)
 
 
@@ -308,12 +314,20 @@ def _gist(reason: str) -> str:
 
 
 def _handle_signals() -> None:
+    signals = [
+        one
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(one) is not signal.SIG_IGN  # nohup
+    ]
+
     def end(signum: int, _: FrameType | None) -> None:
+        for one in signals:  # the end is under way; a second signal must not cut it
+            signal.signal(one, signal.SIG_IGN)
         transport.children.kill_all()
         raise Interrupted(signum)
 
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, end)
+    for one in signals:
+        signal.signal(one, end)
 
 
 class _Syslog(logging.handlers.SysLogHandler):
@@ -325,6 +339,7 @@ class _Syslog(logging.handlers.SysLogHandler):
 def _log_to(verbose: bool) -> None:
     """Send the log to syslog; with -v to stderr too."""
     logging.addLevelName(ALERT, "ALERT")
+    logging.raiseExceptions = False  # a syslog that is down is no traceback in cron's mail
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     if Path(SYSLOG).exists():

@@ -7,7 +7,7 @@ lagging one joins with a snapshot and a lock of its own.
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
@@ -52,20 +52,34 @@ class Outcome:
 
 
 class Worker:
-    """One target in one run: its side, what was seen of it, what is known of it at the end."""
+    """One target in one run: its lock, its sides, what was seen of it, what became of it.
 
-    def __init__(self, target: Target, dst: str, side: Side, source_side: Side) -> None:
-        self.target, self.node, self.dst = target, target.node, dst
+    `view` is the last listing, None while nothing is known. `joins`: it has a snapshot of its own,
+    and a thread that may outlive the run's other work.
+    """
+
+    def __init__(self, target: Target, lock: Lock, side: Side, source_side: Side) -> None:
+        self.target, self.node, self.lock = target, target.node, lock
         self.side, self.source_side = side, source_side
         self.view: TargetView | None = None
+        self.branch: Branch | None = None
         self.error: SyncError | None = None
         self.begun = record.now()
-        self.may_hold_goal = False
-        self.proven = False
         self.deep = False
         self.recorded = False
-        self.joining: Lock | None = None
+        self.joins = False
         self.thread: threading.Thread | None = None
+
+    @property
+    def knowledge(self) -> plan.Knowledge:
+        """Return what a run knows of the target at its end; a join's end is not waited for."""
+        if self.joins:
+            return plan.NOTHING_KNOWN
+        branch = self.branch
+        if branch is None:
+            return plan.Knowledge(proven=False, listing=self.view, may_hold_goal=False)
+        listing = None if branch.may_hold_goal else branch.view
+        return plan.Knowledge(branch.proven, listing, branch.may_hold_goal)
 
     def start(self, act: Callable[["Worker"], None]) -> None:
         """Run one step of this target in a thread of its own; a failure stays with the target."""
@@ -106,18 +120,29 @@ class Run:
         self.resource, self.names, self.who = resource, context.names, context.who
         self.src, self.dst = resource.src, resource.dst
         self.side = self._side(settings.nodename, (), lock)
-        self.workers = [
-            Worker(one, self.dst, self._target_side(one, lock), self.side) for one in targets
-        ]
-        for worker in self.workers:
-            worker.deep = resource.intermediary  # with -I any name may be in the way
+        self.consent = settings.consent
+        self.workers = [worker for one in targets if (worker := self._worker(one))]
 
     def _side(self, node: str, ssh: Sequence[str], lock: Lock) -> Side:
         words = self.resource.zfs.get(node, ("zfs",))
         return Side(Shell(node, ssh, (lock.fd,)), words, sudo=self.resource.sudo.get(node, False))
 
-    def _target_side(self, target: Target, lock: Lock) -> Side:
-        return self._side(target.node, () if target.group == "local" else self.resource.ssh, lock)
+    def _worker(self, target: Target) -> Worker | None:
+        """Lock the target; None where another run's join, or its orphan, still works on it.
+
+        The lock comes before the first look: a listing of a moment in between would mislead. What
+        is started for the target holds this lock alone, so a join does not hold up the others.
+        """
+        lock = record.acquire(self.record.lock_path(target.node))
+        if not isinstance(lock, Lock):
+            self.context.info(
+                f"{target.node} is being worked on since {record.utc(lock)}; left to it"
+            )
+            return None
+        ssh = () if target.group == "local" else self.resource.ssh
+        worker = Worker(target, lock, self._side(target.node, ssh, lock), self.side)
+        worker.deep = self.resource.intermediary  # with -I any name may be in the way
+        return worker
 
     def go(self) -> list[Outcome]:
         """Do it all. Raises SyncError for what concerns the source, and so every target."""
@@ -126,13 +151,14 @@ class Run:
         finally:
             self.side.shell.close()
             for worker in self.workers:
-                if worker.joining is None:
+                if not worker.joins:
                     worker.wait()
                     worker.side.shell.close()
+                    worker.lock.close()
             self.lock.close()
         for worker in self.workers:
             worker.wait()
-        return [Outcome(worker.node, worker.dst, worker.error) for worker in self.workers]
+        return [Outcome(worker.node, self.dst, worker.error) for worker in self.workers]
 
     def _go(self) -> None:
         for worker in self.workers:  # the handshakes go on while the source is read
@@ -147,7 +173,6 @@ class Run:
             return
         if plan.is_standby(source, self.who):
             self._standby(source.replica_of)
-            self.workers = []
             return
         try:
             self._each(self.workers, lambda worker: self._observe(worker, source))
@@ -169,7 +194,7 @@ class Run:
 
     def _record_failures(self) -> None:
         for worker in self.workers if not self.settings.dry_run else []:
-            if worker.error is not None and not worker.recorded and worker.joining is None:
+            if worker.error is not None and not worker.recorded and not worker.joins:
                 self._record_failure(worker, worker.error)
 
     def _standby(self, replica_of: str | None) -> None:
@@ -186,7 +211,7 @@ class Run:
 
     def _each(self, workers: Iterable[Worker], act: Callable[[Worker], None]) -> None:
         """Take one step of all targets at once; wait for all."""
-        busy = [worker for worker in workers if worker.error is None and worker.joining is None]
+        busy = [worker for worker in workers if worker.error is None and not worker.joins]
         for worker in busy:
             worker.start(act)
         for worker in busy:
@@ -208,7 +233,7 @@ class Run:
         worker.view = observe.observe_target(
             worker.side,
             worker.node,
-            worker.dst,
+            self.dst,
             self.names,
             source,
             recursive=self.resource.recursive,
@@ -216,10 +241,19 @@ class Run:
         )
 
     def _look_again(self) -> SourceView:
-        """An earlier run's B was finished: take a new one too, so that the lag stays honest."""
+        """An earlier run's B was finished: take a new one too, so that the lag stays honest.
+
+        What failed is not looked at again, and what it may hold is not forgotten.
+        """
         source = self._observe_source()
+        self.consent = False
+        if self.resource.on_child_gone == "follow":
+            # Seen to be gone in the first cycle is not yet "one run later".
+            self.resource = self.resource._replace(on_child_gone="keep")
+            self.context = replace(self.context, resource=self.resource)
         for worker in self.workers:
-            worker.proven = worker.may_hold_goal = False
+            if worker.error is None and not worker.joins:
+                worker.branch = None
         self._each(self.workers, lambda worker: self._observe(worker, source))
         return source
 
@@ -230,6 +264,8 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
+        for worker in (*abreast, *joining):
+            self._start_anew(worker)
         source = self._take_snapshots(source, abreast, joining, leftover=leftover)
         for worker in joining:
             self._start_join(worker, source)
@@ -239,59 +275,49 @@ class Run:
         return self._finish(source, leftover=leftover, overtaken=overtaken) and leftover
 
     def _roles(self, source: SourceView) -> dict[Role, list[Worker]]:
-        """Return the targets by role; a refused one, or one that another run joins, has none."""
+        """Return the targets by role; a refused one has none."""
         roles: dict[Role, list[Worker]] = {one: [] for one in Role}
         for worker in self.workers:
-            if worker.error is not None or worker.view is None or worker.joining is not None:
+            if worker.error is not None or worker.view is None or worker.joins:
                 continue
             try:
-                role = self._check(worker, source)
+                roles[self._check(worker, worker.view, source)].append(worker)
             except StandbyFor as standby:
                 self.context.info(f"standby: {standby.what}")
-                worker.recorded = True
-                continue
             except SyncError as error:
                 worker.error = error
-                continue
-            if role is not Role.JOINING or self._lock_join(worker):
-                roles[role].append(worker)
         return roles
 
-    def _check(self, worker: Worker, source: SourceView) -> Role:
-        assert worker.view is not None  # noqa: S101 - _roles looked
-        entry = self.record.entry(worker.node, worker.dst)
+    def _check(self, worker: Worker, view: TargetView, source: SourceView) -> Role:
+        entry = self.record.entry(worker.node, self.dst)
         # After a run that did not come to its end, own snapshots may be there under names that
         # only a full listing shows.
         worker.deep |= entry.last_attempt is not None and entry.last_attempt.result != "ok"
         cleared, view = observe.clear_up(
-            self.side, worker.side, source, worker.view, self.who, deep=worker.deep
+            self.side, worker.side, source, view, self.who, deep=worker.deep
         )
         worker.view = view
         known = worker.node in source.targets or entry.last_success is not None
-        consent = self.settings.consent
+        consent = self.consent
         plan.check_target(cleared, view, self.who, self.names, known=known, consent=consent)
         if view.tree is None:
             carried, used = observe.mountpoints(self.side, worker.side, cleared)
             plan.check_mounts(carried, used, view, self.resource)
-        if consent and view.tree is not None:
+        elif consent:
             worker.recorded = True  # nothing is wrong with the replica: its state is left alone
             raise Refused(
-                f"syncfull: {worker.dst} exists on {worker.node}",
+                f"syncfull: {self.dst} exists on {worker.node}",
                 untouched=plan.UNTOUCHED,
-                hint=f"on {worker.node}: zfs rename {worker.dst} {worker.dst}.old, then syncfull"
-                f" again; destroy {worker.dst}.old once the new copy is proven",
+                hint=f"on {worker.node}: zfs rename {self.dst} {self.dst}.old, then syncfull"
+                f" again; destroy {self.dst}.old once the new copy is proven",
             )
         return plan.role(cleared, view, self.names)
 
-    def _lock_join(self, worker: Worker) -> bool:
-        lock = record.acquire(self.record.lock_path(worker.node))
-        if isinstance(lock, Lock):
-            worker.joining = lock
-            return True
-        self.context.info(f"{worker.node} is being caught up by another run; left to it")
-        worker.view = None  # its listing is of a moment in between
-        worker.side.shell.close()
-        return False
+    def _start_anew(self, worker: Worker) -> None:
+        """The consent is given: from here on the target is a new one, for cut runs too."""
+        if self.consent and not self.settings.dry_run:
+            self._set_targets(self.side, lambda known: known - {worker.node})
+            self.record.update(worker.node, self.dst, lambda _: record.never(self.dst))
 
     def _take_snapshots(
         self, source: SourceView, abreast: list[Worker], joining: list[Worker], *, leftover: bool
@@ -325,10 +351,7 @@ class Run:
         """Bring one target to the goal and record it; a refusal is recorded and pushed too."""
         assert worker.view is not None  # noqa: S101 - _roles looked
         worker.begun = record.now()
-        self.record.update(
-            worker.node, worker.dst, lambda entry: record.started(entry, worker.begun)
-        )
-        branch = Branch(
+        worker.branch = Branch(
             self.context,
             worker.source_side,
             worker.side,
@@ -336,42 +359,35 @@ class Run:
             worker.view,
             deep=worker.deep,
         )
+        self.record.update(worker.node, self.dst, lambda entry: record.started(entry, worker.begun))
         try:
-            branch.bring_to(goal)
+            worker.branch.bring_to(goal)
         except SyncError as error:
             worker.error = error
-        finally:
-            worker.view, worker.proven = branch.view, branch.proven
-            worker.may_hold_goal = branch.may_hold_goal
-        if worker.error is not None:
-            self._record_failure(worker, worker.error)
-            return
-        self._record_success(worker, branch, goal)
+            worker.view = worker.branch.view
+            self._record_failure(worker, error)
+        else:
+            self._record_success(worker, worker.branch, goal)
 
     def _start_join(self, worker: Worker, source: SourceView) -> None:
-        """Give the join shells of its own: they hold its lock, and not the resource's.
-
-        The other targets need that one meanwhile, and the join outlives the run's own shells.
-        """
-        assert worker.joining is not None  # noqa: S101 - _roles locked it
-        worker.side.shell.close()
-        worker.side = self._target_side(worker.target, worker.joining)
-        worker.source_side = self._side(self.settings.nodename, (), worker.joining)
+        """Let the target catch up in a thread that outlives the run's own shells."""
+        worker.joins = True
+        worker.source_side = self._side(self.settings.nodename, (), worker.lock)
         worker.start(lambda one: self._join(one, source))
 
     def _join(self, worker: Worker, source: SourceView) -> None:
         goal = self.names.tosend_for(worker.node)
-        assert worker.joining is not None  # noqa: S101 - _roles locked it
         try:
             worker.source_side.find_zfs()
-            worker.side.find_zfs()
-            self._branch(worker, source, goal)
-            if worker.proven:
-                self._finish_join(worker, goal)
+            try:
+                self._branch(worker, source, goal)
+            finally:  # a state file that cannot be pushed must not leave the join open
+                if worker.branch is not None and worker.branch.reached:
+                    self._finish_join(worker, goal)
         finally:
             worker.source_side.shell.close()
             worker.side.shell.close()
-            worker.joining.close()
+            worker.lock.close()
 
     def _finish_join(self, worker: Worker, goal: str) -> None:
         """Make the join's snapshot a kept base; both names stand in the property meanwhile."""
@@ -381,23 +397,29 @@ class Run:
             source = observe.observe_source(
                 side, self.src, self.names, self.who.rid_value, recursive=recursive
             )
-            kept = plan.kept_name(source.tree, self.names, source.tree.guids(goal), goal)
+            guids = source.tree.guids(goal)
+            if not guids:
+                return
+            kept = plan.kept_name(source.tree, self.names, guids, goal)
             retained = {name: nodes - {worker.node} for name, nodes in source.retained.items()}
             retained[goal] = retained[kept] = frozenset({worker.node})
-            self._add_targets(side, {worker.node})
+            self._set_targets(side, lambda known: known | {worker.node})
             set_retained(self.context, side, self.src, retained)
             for step in plan.rename_own(source.tree, goal, kept, recursive=recursive):
                 change(self.context, side, step)
             del retained[goal]
             set_retained(self.context, side, self.src, retained)
 
-    def _add_targets(self, side: Side, nodes: set[str]) -> None:
+    def _set_targets(
+        self, side: Side, change_to: Callable[[frozenset[str]], frozenset[str]]
+    ) -> None:
         """Remember who was shown to hold a snapshot: if its replica is gone, it is no new one."""
         everyone = parse_nodes(observe.read_root(side, self.src).get(TARGETS))
         known = everyone.get(self.who.rid_value, frozenset())
-        new = (known | nodes) & {target.node for target in self.resource.targets}
+        new = change_to(known) & {target.node for target in self.resource.targets}
         if new != known:
-            text = format_nodes({**everyone, self.who.rid_value: frozenset(new)})
+            others = {name: nodes for name, nodes in everyone.items() if name != self.who.rid_value}
+            text = format_nodes({**others, self.who.rid_value: new} if new else others)
             change(self.context, side, zfs.set_property(self.src, TARGETS, text))
 
     # --- the source's rotation ----------------------------------------------------------------
@@ -408,22 +430,23 @@ class Run:
             return source
         self.context.warn("an earlier run was cut while it rotated the source; going on from there")
         with self.record.exclusive():
-            needs = {name: nodes for name, nodes in source.retained.items() if nodes}
+            needs = self._needs(source, leftover=True, rotate=True)
             self._rotate_source(source, needs, rotate=True)
         source = self._observe_source()
         self._each(self.workers, lambda worker: self._observe(worker, source))
         return source
 
     def _finish(self, source: SourceView, *, leftover: bool, overtaken: bool) -> bool:
-        """Rotate the source if a target was proven to hold B; return whether it did."""
-        proven = {worker.node for worker in self.workers if worker.proven and not worker.joining}
-        rotate = bool(proven) or overtaken
+        """Rotate the source if B reached a target; return whether it did."""
+        done = [one for one in self.workers if one.branch and not one.joins]
+        proven = {one.node for one in done if one.branch and one.branch.proven}
+        rotate = overtaken or any(one.branch and one.branch.reached for one in done)
         with self.record.exclusive():
             marks = observe.read_root(self.side, self.src)
             if self.names.own(parse_nodes(marks.get(RETAINED))) != source.retained:
                 source = self._observe_source()  # a join ended meanwhile
             if not proven <= source.targets:
-                self._add_targets(self.side, proven)
+                self._set_targets(self.side, lambda known: known | proven)
             needs = self._needs(source, leftover=leftover, rotate=rotate)
             if rotate or needs != source.retained:
                 self._rotate_source(source, needs, rotate=rotate)
@@ -432,16 +455,10 @@ class Run:
     def _needs(
         self, source: SourceView, *, leftover: bool, rotate: bool
     ) -> dict[str, frozenset[str]]:
-        by_node = {worker.node: worker for worker in self.workers}
-        known = {}
-        for target in self.resource.targets:
-            worker = by_node.get(target.node)
-            listed = worker is not None and worker.view is not None and not worker.may_hold_goal
-            known[target.node] = plan.Knowledge(
-                proven=worker is not None and worker.proven and worker.joining is None,
-                listing=worker.view if worker and listed and worker.joining is None else None,
-                may_hold_goal=worker.may_hold_goal if worker else False,
-            )
+        by_node = {worker.node: worker.knowledge for worker in self.workers}
+        known = {
+            one.node: by_node.get(one.node, plan.NOTHING_KNOWN) for one in self.resource.targets
+        }
         for node in {one for nodes in source.retained.values() for one in nodes} - set(known):
             self.context.warn(f"{node} is no longer a target: the base kept for it is dropped")
         return plan.needs(source, self.names, known, leftover=leftover, rotate=rotate)
@@ -475,7 +492,7 @@ class Run:
         )
         self.record.update(
             worker.node,
-            worker.dst,
+            self.dst,
             lambda entry: record.succeeded(entry, success)._replace(
                 snapshot=held,
                 clock_offset=branch.view.clock_offset,
@@ -495,7 +512,7 @@ class Run:
         offset = worker.view.clock_offset if worker.view else None
         self.record.update(
             worker.node,
-            worker.dst,
+            self.dst,
             lambda entry: record.failed(entry, error, worker.begun, record.now())._replace(
                 clock_offset=entry.clock_offset if offset is None else offset
             ),
@@ -522,9 +539,6 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
-        for worker in joining:
-            if worker.joining is not None:
-                worker.joining.close()
         pending = [(worker, self.names.tosend) for worker in abreast]
         pending += [(worker, self.names.tosend_for(worker.node)) for worker in joining]
         held = source.tree.datasets[ROOT].snapshots
@@ -538,7 +552,6 @@ class Run:
                 self._show_branch(worker, source, goal)
             except SyncError as error:
                 worker.error = error
-            worker.joining = None
         if abreast and (leftover or not pending or self.names.tosend not in held):
             show(f"then rotate {self.src}@{self.names.tosend} to @{self.names.sent} on both sides")
 

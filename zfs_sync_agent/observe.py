@@ -228,22 +228,31 @@ def observe_target(
 
 
 def relist(
-    side: Side, target: TargetView, source: SourceView, names: Names, *, recursive: bool
+    side: Side,
+    target: TargetView,
+    source: SourceView,
+    names: Names,
+    *,
+    recursive: bool,
+    renamed: set[str],
 ) -> TargetView:
-    """Return the target as it is now: the verdict after a transfer, whatever the commands said."""
-    seen = (
-        {name for one in target.tree.datasets.values() for name in one.snapshots}
-        if target.tree
-        else set()
+    """Return the target as it is now: the verdict after a transfer, whatever the commands said.
+
+    `renamed` are snapshot names that were given meanwhile.
+    """
+    datasets = target.tree.datasets.values() if target.tree else ()
+    seen = {name for one in datasets for name in one.snapshots}
+    also = {name for name in seen if names.is_own(name) or name.startswith("recv-")}
+    found = observe_target(
+        side,
+        target.node,
+        target.dst,
+        names,
+        source,
+        recursive=recursive,
+        also=frozenset(also | renamed),
     )
-    also = frozenset(name for name in seen if names.is_own(name) or name.startswith("recv-"))
-    return replace(
-        observe_target(
-            side, target.node, target.dst, names, source, recursive=recursive, also=also
-        ),
-        state_text=target.state_text,
-        clock_offset=target.clock_offset,
-    )
+    return replace(found, state_text=target.state_text, clock_offset=target.clock_offset)
 
 
 def clear_up(

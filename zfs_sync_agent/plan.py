@@ -101,17 +101,22 @@ class Branch:
 def pair(source: Tree, target: Tree) -> dict[str, str]:
     """Return source name -> target name of the datasets that are the same one (relative names).
 
-    A common guid decides, since a receive renames children on its way; what is left is paired by
-    name, except where the source's dataset is younger than the last common snapshot of the root:
-    that is another dataset, created or moved there under the name.
+    A common guid decides, since a receive renames children on its way: that of the same name first
+    (somebody may have made a copy of a copy), then that of another one which carries our mark. What
+    is left is paired by name, except where the source's dataset is younger than the last common
+    snapshot of the root: that is another dataset, created or moved there under the name.
     """
+    pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
+    for name, dataset in source.datasets.items():
+        if name not in pairs and _newest_common(dataset, target.datasets.get(name)):
+            pairs[name] = name
+    taken = set(pairs.values())
     where = {
         snapshot.guid: dataset.name
         for dataset in target.datasets.values()
         for snapshot in dataset.snapshots.values()
+        if dataset.name not in taken and any(one.rid for one in dataset.snapshots.values())
     }
-    pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
-    taken = set(pairs.values())
     for dataset in source.datasets.values():
         newest_first = sorted(dataset.snapshots.values(), key=lambda snap: snap.order, reverse=True)
         hits = (where[snap.guid] for snap in newest_first if snap.guid in where)
@@ -223,14 +228,17 @@ def check_source(source: SourceView, names: Names, who: Identity) -> None:
         for snap in dataset.snapshots.values():
             if names.is_own(snap.name) and snap.rid != who.rid_value:
                 foreign.setdefault(snap.name, set()).add(dataset.name)
+    lone = set(tree.guids(names.tosend))
+    if names.tosend not in tree.datasets[ROOT].snapshots and lone:
+        foreign[names.tosend] = lone  # its root was destroyed by hand: it is an intent of nothing
     if not foreign:
         return
     listing = _Listing(tree, recursive=True)
     steps = [step for name, held in foreign.items() for step in listing.destroy(name, held)]
     commands = "; ".join(f"zfs {shlex.join(step.argv)}" for step in steps)
     raise BrokenChain(
-        f"chain broken: {steps[0].argv[-1]} on {who.source} was not taken by this agent for this"
-        " resource",
+        f"chain broken: {steps[0].argv[-1]} on {who.source} is not one that this agent took of the"
+        " tree for this resource",
         untouched=UNTOUCHED,
         hint=f"if nobody needs it: {commands}; then run again, and do what that run says of each"
         " target. If another tool uses the name, set snap_prefix",
@@ -312,17 +320,8 @@ def check_target(
                 f" zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull",
             )
         return
-    if target.mark not in (None, who.mark):
-        what = f"the replica of {target.mark}" if "/" in target.mark else "a source now"
-        raise Refused(
-            f"{target.dst} on {target.node} is {what}, not the replica of {who.mark}",
-            untouched=UNTOUCHED,
-            hint=f"choose another dst; or, to let {who.source} replace what is there:"
-            f" zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
-        )
+    _check_mark(source, target, who)
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
-    if target.mark is None:
-        _check_is_no_source(source, target, who)
     if _newest_common(root, twin) is None:
         if target.mark:
             raise BrokenChain(
@@ -346,14 +345,32 @@ def check_target(
             untouched=UNTOUCHED,
             hint=_rollback_hint(source, target, root, twin),
         )
-    if target.mark is None and target.node in source.targets:
-        raise Refused(
-            f"{target.dst} on {target.node} was a replica and no longer carries the mark"
-            f" {MARK}={who.mark}: it may be in use as a source",
-            untouched=UNTOUCHED,
-            hint=f"if it is still a replica: zfs set {MARK}={who.mark} {target.dst} on"
-            f" {target.node}",
-        )
+
+
+def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
+    """Raise where the mark, or its absence, says that the target is not this source's replica."""
+    if target.mark == who.mark:
+        return
+    if target.mark is None:
+        _check_is_no_source(source, target, who)
+        if target.node in source.targets:
+            raise Refused(
+                f"{target.dst} on {target.node} was a replica and no longer carries the mark"
+                f" {MARK}={who.mark}: it may be in use as a source",
+                untouched=UNTOUCHED,
+                hint=f"if it is still a replica: zfs set '{MARK}={who.mark}' {target.dst} on"
+                f" {target.node}",
+            )
+        return
+    if target.mark.endswith(f"/{who.rid_value}") and not has_sent(source, who):
+        raise StandbyFor(f"{target.dst} on {target.node} is the replica of {target.mark}")
+    what = f"the replica of {target.mark}" if "/" in target.mark else "a source now"
+    raise Refused(
+        f"{target.dst} on {target.node} is {what}, not the replica of {who.mark}",
+        untouched=UNTOUCHED,
+        hint=f"choose another dst; or, to let {who.source} replace what is there:"
+        f" zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
+    )
 
 
 def _check_is_no_source(source: SourceView, target: TargetView, who: Identity) -> None:
@@ -430,6 +447,11 @@ def role(source: SourceView, target: TargetView, names: Names) -> Role:
     while it is sent. A base that is not older than A (that of a finished join) is as good as A. If
     the source has no A, nobody is there to be held up: the first sync.
     """
+    own_intent = names.tosend_for(target.node)
+    if own_intent in source.tree.datasets[ROOT].snapshots and unproven(
+        source.tree, target.tree, own_intent
+    ):
+        return Role.JOINING  # a join was cut: its root is there first, the rest may be long
     root = source.tree.datasets[ROOT]
     last, intent = root.snapshots.get(names.sent), root.snapshots.get(names.tosend)
     if last is None:
@@ -451,11 +473,12 @@ def plan_branch(
     goal: str,
     *,
     one_by_one: bool = False,
+    skip: frozenset[str] = frozenset(),
 ) -> Branch:
     """Return what brings a target that check_target let pass to the goal.
 
-    `one_by_one` asks for a stream per dataset, for what a stream of the whole tree did not mend.
-    Raises Refused, BrokenChain.
+    `one_by_one` asks for a stream per dataset, for what a stream of the whole tree did not mend;
+    those in `skip` and what is below them are left out. Raises Refused, BrokenChain.
     """
     if target.tree is None:
         return Branch(
@@ -466,7 +489,14 @@ def plan_branch(
         )
     found = stands(source.tree, target.tree, goal)
     broken = _broken_children(source, target, who, found, goal)
-    lacking = [stand for stand in found if not stand.has_goal and stand.relative not in broken]
+    left_out = (*broken, *skip)
+    lacking = [
+        stand
+        for stand in found
+        if not stand.has_goal
+        and stand.relative not in left_out
+        and not any(stand.relative.startswith(f"{name}/") for name in skip)
+    ]
     gone = _Gone.of(source, target, resource, who)
     moved = gone.move_aside(found)
     streams = _streams(source.tree, target, resource, found, goal)
@@ -550,17 +580,32 @@ def _streams(
     if len(bases) != 1 or found[0].relative != ROOT:
         return None
     base = bases.pop()
-    if base not in source.datasets[ROOT].snapshots:
-        return None
     names = {stand.relative for stand in found}
-    for stand in found:
-        lost = stand.target is None and base in source.datasets[stand.relative].snapshots
-        orphan = stand.relative and stand.relative.rpartition("/")[0] not in names
-        if lost or orphan:
-            return None
+    lost = any(
+        stand.target is None and base in source.datasets[stand.relative].snapshots
+        for stand in found
+    )
+    orphan = any(name and name.rpartition("/")[0] not in names for name in names)
+    copied = target.tree is not None and _is_copied(source, target.tree, found, base)
+    if lost or orphan or copied or base not in source.datasets[ROOT].snapshots:
+        return None
     pool = _pool_for(source, target)
-    stream = zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool)
-    return (stream,)
+    return (zfs.Stream(ROOT, base, goal, target.dst, True, resource.intermediary, pool),)
+
+
+def _is_copied(source: Tree, target: Tree, found: list[Stand], base: str) -> bool:
+    """Tell whether a dataset that is none of ours holds the base: a stream of the tree renames it.
+
+    ZFS itself pairs by guid there, and would take somebody's copy for the replica.
+    """
+    paired = {stand.target for stand in found}
+    guids = set(source.guids(base).values())
+    return any(
+        snap.guid in guids
+        for name, dataset in target.datasets.items()
+        if name not in paired
+        for snap in dataset.snapshots.values()
+    )
 
 
 def _single_streams(
@@ -631,7 +676,10 @@ def _name_clashes(
             if snap.order <= stand.common.order or other is None or other.guid == snap.guid:
                 continue
             full = target.tree.full(twin.name)
-            if not (names.is_own(other.name) and other.rid == who.rid_value and target.mark):
+            ours = names.is_own(other.name) and other.rid == who.rid_value
+            # Another resource of the same src uses its names again; they came with our stream.
+            passenger = other.rid is not None and other.rid == snap.rid
+            if not ((ours or passenger) and target.mark):
                 raise Refused(
                     f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
                     f" source's snapshot of that name (guid {snap.guid})",
@@ -746,7 +794,7 @@ class _Gone:
             if strange:
                 warnings.append(
                     f"{tree.full(one.name)} on {target.node} is gone on the source and is kept: it"
-                    f" holds {', '.join(strange[:5])}, which this agent did not send"
+                    f" holds {', '.join(strange[:5])}, which this agent did not take"
                 )
             elif all(names.is_kept(s.name) for s in one.snapshots.values()) and not (
                 paired & set(inside)
@@ -842,7 +890,7 @@ def _aside_changes(tree: Tree, dataset: Dataset, names: Names) -> list[zfs.Chang
         for snap in own
         if not names.is_kept(snap.name)
     ]
-    newest = max(own, key=lambda snap: snap.order)
+    newest = max(own or dataset.snapshots.values(), key=lambda snap: snap.order)
     aside = f"{full}.gone-{newest.guid[-6:]}"
     why = f"{full} was re-created on the source; the copy of the old one is kept for one run"
     return [*changes, zfs.rename_dataset(full, aside, why)]
@@ -910,7 +958,10 @@ def _half_rotated(
     want = {
         stand.target: stand.common.guid
         for stand in found
-        if stand.target is not None and stand.common is not None and not stand.has_goal
+        if stand.target is not None
+        and stand.common is not None
+        and names.is_own(stand.common.name)
+        and not stand.has_goal
     }
     intents = {names.tosend, names.tosend_for(target.node)}
 
@@ -964,7 +1015,7 @@ def _rotate_to(
     own: dict[str, set[str]] = {}
     for name, guid in want.items():
         for snap in tree.datasets[name].snapshots.values():
-            mine = snap.rid == who.rid_value or snap.guid in known
+            mine = snap.rid is not None or snap.guid in known
             if _is_agents_name(names, snap) and mine and snap.guid != guid:
                 own.setdefault(snap.name, set()).add(name)
     for snapshot, holders in sorted(own.items()):
@@ -1093,6 +1144,9 @@ class Knowledge:
     may_hold_goal: bool
 
 
+NOTHING_KNOWN = Knowledge(proven=False, listing=None, may_hold_goal=False)
+
+
 def needs(
     source: SourceView,
     names: Names,
@@ -1131,8 +1185,17 @@ def _held_names(source: SourceView, names: Names, listing: TargetView) -> set[st
     """
     if listing.tree is None:
         return None if listing.node in source.targets else set()
-    common = {stand.common for stand in stands(source.tree, listing.tree, names.tosend)}
-    return {snap.name for snap in common if snap is not None and names.is_own(snap.name)}
+    pairs = pair(source.tree, listing.tree)
+    held = set()
+    for name, twin in pairs.items():
+        guids = {snap.guid for snap in listing.tree.datasets[twin].snapshots.values()}
+        own = [
+            snap
+            for snap in source.tree.datasets[name].snapshots.values()
+            if names.is_own(snap.name) and snap.guid in guids
+        ]
+        held |= {max(own, key=lambda snap: snap.order).name} if own else set()
+    return held
 
 
 def _assumed_names(source: SourceView, names: Names, node: str) -> set[str]:

@@ -118,7 +118,7 @@ class Record:
         """Return what is known of a target; nothing, if its dst was another then."""
         entry = self.read().targets.get(node)
         if entry is None or entry.dst != dst:
-            return TargetState(dst, "never", None, None, None, (), None, None, None)
+            return never(dst)
         return entry
 
     def update(
@@ -189,6 +189,11 @@ def _write(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def never(dst: str) -> TargetState:
+    """Return the entry of a target that was never shown to hold a snapshot."""
+    return TargetState(dst, "never", None, None, None, (), None, None, None)
 
 
 def started(entry: TargetState, now: int) -> TargetState:

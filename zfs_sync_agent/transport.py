@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -36,7 +36,13 @@ SSH_FAILED = 255  # ssh's own failure; a remote command that exits 255 is as goo
 
 CHUNK = 1 << 20
 
+# A command that says nothing for so long has no answer: a suspended pool blocks zfs for ever, and
+# one such target must not hold up the others.
+ANSWER_SECONDS = 900
+
 Words = Sequence[str]
+
+_KEEPER = ("sh", "-c", '"$@"; exit $?', "sh")
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class _Children:
 
 def kill_group(child: Any) -> None:
     """End a child with its descendants; one that has ended by itself is no failure."""
-    with contextlib.suppress(ProcessLookupError):
+    # PermissionError: sudo runs it as root; then its closed pipes end it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
 
 
@@ -159,7 +166,7 @@ class Shell:
 
     def open(self) -> None:
         """Start to connect; the handshake goes on while the caller does something else."""
-        words = (*self.ssh, *SSH_OPTIONS, "-T", self.node, "sh") if self.ssh else ("sh",)
+        words = self._ssh_words("sh") if self.ssh else ("sh",)
         pipe = subprocess.PIPE
         self._child = children.start(words, self.fds, stdin=pipe, stdout=pipe, stderr=pipe)
         os.set_blocking(self._child.stdin.fileno(), False)
@@ -194,7 +201,11 @@ class Shell:
         script = " && ".join(quote(words) for words in commands)
         if not self.ssh:
             return ("sh", "-c", script)
-        return (*self.ssh, *SSH_OPTIONS, "-T", self.node, script)
+        return self._ssh_words(script)
+
+    def _ssh_words(self, script: str) -> tuple[str, ...]:
+        """Return ssh below a shell that keeps the lock's descriptor: ssh itself closes it."""
+        return (*_KEEPER, *self.ssh, *SSH_OPTIONS, "-T", self.node, script)
 
     def run(self, words: Words, names: Words | None = None, text: str | None = None) -> Answer:
         """Run a command; `text` (whole lines) is its standard input.
@@ -256,8 +267,12 @@ class Shell:
             selector.register(child.stdin, selectors.EVENT_WRITE)
             selector.register(child.stdout, selectors.EVENT_READ, out)
             selector.register(child.stderr, selectors.EVENT_READ, err)
-            while not (token in out and out.endswith(b"\n") and token + b"\n" in err):
-                for key, _ in selector.select():
+            while not (token in out[-80:] and out.endswith(b"\n") and token in err[-80:]):
+                ready = selector.select(ANSWER_SECONDS)
+                if not ready:
+                    self._dead = self._lost(f"silent for {ANSWER_SECONDS} s", words)
+                    raise self._dead
+                for key, _ in ready:
                     if key.fileobj is child.stdin:
                         if not self._flush(key.fd):
                             selector.unregister(child.stdin)
@@ -287,6 +302,7 @@ class Shell:
             stderr += os.read(self._child.stderr.fileno(), CHUNK).decode(errors="replace")
         kill_group(self._child)
         status = self._child.wait()
+        children.forget(self._child)
         last = stderr.strip().splitlines()[-3:] or ["the connection ended"]
         untouched = f"whether this command ran on {self.node} is unknown; nothing came after it"
         return NoAnswer(
@@ -306,7 +322,6 @@ def transfer(
     receiver: Words,
     fds: Sequence[int],
     stall_timeout: int,
-    progress: Callable[[int], None],
 ) -> Transfer:
     """Pass what the senders write, one after the other, to the receiver, and wait for all of them.
 
@@ -323,7 +338,7 @@ def transfer(
         for words in senders:
             with _started(words, fds, stdout=subprocess.PIPE) as (send, send_err):
                 source = send.stdout.fileno()
-                pump = _Pump(source, sink, stall_timeout, _shifted(progress, total))
+                pump = _Pump(source, sink, stall_timeout)
                 alive = pump.run(quote(words))
                 total += pump.moved
                 send.stdout.close()  # a sender whose receiver is gone has to see it
@@ -333,10 +348,6 @@ def transfer(
         receive.stdin.close()
         stages.append(_stage(receiver, receive, receive_err))
     return Transfer(total, tuple(stages))
-
-
-def _shifted(progress: Callable[[int], None], before: int) -> Callable[[int], None]:
-    return lambda moved: progress(before + moved)
 
 
 @contextlib.contextmanager
@@ -355,7 +366,8 @@ def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
-            child.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=30)  # one that sudo runs ends by its closed pipes, or not at all
             children.forget(child)
 
 
@@ -363,18 +375,16 @@ def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:
     status = int(child.wait())
     size = err.seek(0, os.SEEK_END)
     err.seek(max(0, size - 4096))
-    return Stage(quote(words), status, err.read().decode(errors="replace").strip())
+    shown = words[len(_KEEPER) :] if tuple(words[: len(_KEEPER)]) == _KEEPER else words
+    return Stage(quote(shown), status, err.read().decode(errors="replace").strip())
 
 
 class _Pump:
     """Moves bytes from a pipe to a pipe, within the kernel where it can, and watches the clock."""
 
-    def __init__(
-        self, source: int, sink: int, stall_timeout: int, progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, source: int, sink: int, stall_timeout: int) -> None:
         self.source, self.sink = source, sink
         self.stall_timeout = stall_timeout
-        self.progress = progress
         self.moved = 0
         self._waiting = b""
         self._splice = hasattr(os, "splice")
@@ -396,7 +406,6 @@ class _Pump:
             if step == 0:
                 return True
             self.moved += step
-            self.progress(self.moved)
 
     def _wait(self, fd: int, event: int, limit: float | None) -> bool:
         """Wait for one end; a sink that breaks while the source is silent wakes it up too."""
