@@ -190,7 +190,7 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
         return EXIT_FAILED
     except SyncError as error:
         return _tell(label, resource, rec, [Outcome("", "", error)])
-    except Exception as error:  # noqa: BLE001 - the other resources still run
+    except Exception as error:  # the other resources still run
         LOG.exception("%s: internal failure", label)
         print(f"{label}: internal failure: {error!r}; please report it", file=sys.stderr)
         return EXIT_FAILED

@@ -243,7 +243,7 @@ class Run:
     def _look_again(self) -> SourceView:
         """An earlier run's B was finished: take a new one too, so that the lag stays honest.
 
-        What failed is not looked at again, and what it may hold is not forgotten.
+        What failed is not looked at again: what it may hold stands in the property by now.
         """
         source = self._observe_source()
         self.consent = False
@@ -252,8 +252,8 @@ class Run:
             self.resource = self.resource._replace(on_child_gone="keep")
             self.context = replace(self.context, resource=self.resource)
         for worker in self.workers:
-            if worker.error is None and not worker.joins:
-                worker.branch = None
+            if not worker.joins:
+                worker.branch = worker.view = None
         self._each(self.workers, lambda worker: self._observe(worker, source))
         return source
 
