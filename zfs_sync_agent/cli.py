@@ -230,9 +230,10 @@ def _run(
     args: argparse.Namespace, resource: SyncResource, rec: Record, lock: record.Lock
 ) -> list[Outcome]:
     prefix = f"{resource.service}.{resource.rid}".upper()
+    peers = frozenset(resource.sources) | {target.node for target in resource.targets}
     context = Context(
         resource,
-        plan.Identity(resource.nodename, resource.service, resource.rid),
+        plan.Identity(resource.nodename, resource.service, resource.rid, peers),
         Names(resource.snap_prefix),
         info=lambda text: LOG.info("%s - INFO - %s", prefix, text),
         warn=lambda text: LOG.warning("%s - WARNING - %s", prefix, text),

@@ -42,11 +42,15 @@ UNTOUCHED = "everything on both sides"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who sends: the texts by which the agent knows its own marks again."""
+    """Who sends: the texts by which the agent knows its own marks again.
+
+    `peers` are the nodes of the service file: each of them may be the source at another time.
+    """
 
     source: str
     service: str
     rid: str
+    peers: frozenset[str] = frozenset()
 
     @property
     def rid_value(self) -> str:
@@ -362,7 +366,8 @@ def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
                 f" {target.node}",
             )
         return
-    if target.mark.endswith(f"/{who.rid_value}") and not has_sent(source, who):
+    other = target.mark.removesuffix(f"/{who.rid_value}")
+    if other in who.peers and not has_sent(source, who):
         raise StandbyFor(f"{target.dst} on {target.node} is the replica of {target.mark}")
     what = f"the replica of {target.mark}" if "/" in target.mark else "a source now"
     raise Refused(
