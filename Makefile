@@ -1,0 +1,42 @@
+# make demo   the scheme on two lab nodes, from the first synchronization to a mended chain
+# make test   all tests; those with real ZFS need root, and run by sudo
+# make lint   ruff, mypy and mandoc
+# make clean  remove what the others made
+# Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
+
+.PHONY: help demo test lint clean
+
+# Each worker has labs of its own; the killing tests of one file are spread over the workers.
+JOBS ?= 2
+ARGS ?=
+
+PY := .venv/bin/python
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# program:package
+LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
+	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
+MANUALS := mandoc:mandoc
+
+help:
+	@sed -n 's/^# //; /^make\|^Each/p' Makefile
+
+demo:
+	@tests/setup.sh $(LAB)
+	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m tests.demo.demo
+
+test:
+	@tests/setup.sh $(LAB) $(MANUALS)
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint:
+	@tests/setup.sh $(MANUALS)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy --strict
+	mandoc -T lint -W warning man/*
+
+clean:
+	$(AS_ROOT) rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	$(AS_ROOT) find . -name __pycache__ -prune -exec rm -rf {} +

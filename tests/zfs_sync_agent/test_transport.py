@@ -1,0 +1,481 @@
+"""Commands reach a shell as they are meant and answer wholly; transfers end, whatever happens."""
+
+import errno
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from zfs_sync_agent import transport
+from zfs_sync_agent.errors import NoAnswer, Stalled
+from zfs_sync_agent.transport import Answer, Shell, Transfer, quote, transfer
+
+from .processes import is_gone
+
+HOSTILE = [
+    "; rm -rf x",
+    "it's",
+    '"quoted"',
+    "$HOME `id` $(id)",
+    "two  spaces",
+    "sync#1",
+    "# no comment",
+    "back\\slash",
+    "*",
+    "~",
+    "!",
+    "-n",
+    "",
+    "two\nlines",
+    "ümlaut",
+    "tab\there",
+]
+
+
+@pytest.fixture
+def shell() -> Iterator[Shell]:
+    opened = Shell("here", ())
+    yield opened
+    opened.close()
+
+
+# --- a shell ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("printf", "out"), Answer(0, "out", "")),
+        (("printf", "out\n"), Answer(0, "out\n", "")),
+        (("printf", "\n\nout\n\n"), Answer(0, "\n\nout\n\n", "")),
+        (("true",), Answer(0, "", "")),
+        (("false",), Answer(1, "", "")),
+        (("sh", "-c", "exit 77"), Answer(77, "", "")),
+        (("sh", "-c", "echo bad >&2; echo good; exit 3"), Answer(3, "good\n", "bad\n")),
+        (("sh", "-c", "printf half >&2"), Answer(0, "", "half")),
+    ],
+)
+def test_an_answer_is_what_the_command_said(
+    shell: Shell, words: Sequence[str], answer: Answer
+) -> None:
+    assert shell.run(words) == answer
+
+
+def test_a_missing_command_is_an_answer(shell: Shell) -> None:
+    assert shell.run(("no-such-program",)).status == 127
+
+
+def test_commands_are_answered_in_turn(shell: Shell) -> None:
+    assert [shell.run(("echo", str(one))).stdout for one in range(5)] == [
+        f"{one}\n" for one in range(5)
+    ]
+
+
+def test_several_commands_are_answered_in_one_round_trip(shell: Shell) -> None:
+    assert shell.ask([("printf", "a"), ("sh", "-c", "echo b >&2; exit 2"), ("true",)]) == [
+        Answer(0, "a", ""),
+        Answer(2, "", "b\n"),
+        Answer(0, "", ""),
+    ]
+
+
+def test_a_large_output_arrives_whole(shell: Shell) -> None:
+    answer = shell.run(("sh", "-c", "head -c 1048576 /dev/zero | tr '\\0' x"))
+    assert answer.stdout == "x" * 1048576
+
+
+def test_a_large_output_on_stderr_arrives_whole(shell: Shell) -> None:
+    answer = shell.run(("sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x >&2"))
+    assert answer.stderr == "x" * 300000
+
+
+def test_bytes_that_are_no_utf8_are_replaced(shell: Shell) -> None:
+    assert shell.run(("printf", "a\\377b")).stdout == "a\ufffdb"
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_word_arrives_as_it_is(shell: Shell, word: str) -> None:
+    assert shell.run(("printf", "%s", "-", word, "-")).stdout == f"-{word}-"
+
+
+def test_hostile_words_leave_the_shell_usable(shell: Shell) -> None:
+    shell.run(("printf", "%s", *HOSTILE))
+    assert shell.run(("echo", "alive")).stdout == "alive\n"
+
+
+def test_names_reach_the_command_however_many_there_are(shell: Shell) -> None:
+    names = [f"tank/data set {number}@sent" for number in range(20000)]
+    answer = shell.run(("printf", "%s\\n"), names)
+    assert answer.stdout.splitlines() == names
+
+
+@pytest.mark.parametrize("name", [one for one in HOSTILE if "\n" not in one and one])
+def test_a_hostile_name_arrives_as_it_is(shell: Shell, name: str) -> None:
+    assert shell.run(("printf", "%s|", "x"), ["a", name, "b"]).stdout == f"x|a|{name}|b|"
+
+
+def test_a_name_with_a_newline_is_never_a_command(shell: Shell, tmp_path: Path) -> None:
+    shell.run(("true",), [f"a\ntouch {tmp_path}/made"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_fails_for_some_names_says_so_by_its_status(shell: Shell) -> None:
+    assert shell.run(("sh", "-c", "exit 1", "sh"), ["a"]).status == 123
+
+
+def test_text_is_the_commands_standard_input(shell: Shell) -> None:
+    text = 'one\n$HOME `id`\n\\\nEOF\n"\n'
+    assert shell.run(("cat",), text=text).stdout == text
+
+
+def test_a_large_text_does_not_block(shell: Shell) -> None:
+    text = "0123456789abcdef\n" * 60000
+    assert shell.run(("cat",), text=text).stdout == text
+
+
+def test_a_command_that_reads_its_input_does_not_eat_the_script(shell: Shell) -> None:
+    assert (shell.run(("cat",)).stdout, shell.run(("echo", "next")).stdout) == ("", "next\n")
+
+
+def test_the_shell_speaks_english_and_finds_sbin(shell: Shell) -> None:
+    answer = shell.run(("sh", "-c", "echo $LC_ALL $PATH"))
+    assert (answer.stdout.startswith("C "), "/usr/sbin" in answer.stdout) == (True, True)
+
+
+def test_a_shell_that_dies_is_no_answer(shell: Shell) -> None:
+    with pytest.raises(NoAnswer, match="no answer from here"):
+        shell.run(("sh", "-c", "kill -9 $PPID"))
+
+
+def test_a_dead_shell_stays_dead(shell: Shell) -> None:
+    with pytest.raises(NoAnswer):
+        shell.run(("sh", "-c", "kill -9 $PPID"))
+    with pytest.raises(NoAnswer):
+        shell.run(("true",))
+
+
+def test_the_last_words_of_a_dead_connection_are_told(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho 'Host key verification failed.' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    dead = Shell("osol2", (str(ssh),))
+    with pytest.raises(NoAnswer, match=r"exit 255 Host key verification failed\.") as raised:
+        dead.run(("true",))
+    dead.close()
+    assert (raised.value.untouched, "BatchMode=yes osol2 true" in raised.value.hint) == (
+        "everything on osol2",
+        True,
+    )
+
+
+def test_ssh_gets_a_command_as_one_word(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    remote = Shell("osol2", (str(ssh),))
+    answers = [remote.run(("printf", "%s", word)).stdout for word in HOSTILE]
+    remote.close()
+    assert answers == HOSTILE
+
+
+def test_a_missing_ssh_is_no_answer_with_a_hint() -> None:
+    with pytest.raises(NoAnswer, match="there is no program no-such-ssh") as raised:
+        Shell("osol2", ("no-such-ssh",)).run(("true",))
+    assert "ssh =" in raised.value.hint
+
+
+def test_a_command_is_shown_as_it_can_be_pasted() -> None:
+    words = ("zfs", "rename", "tank/a b@sent", "tank/a b@kept")
+    assert shlex.split(Shell("here", ()).shown(words)) == list(words)
+
+
+def test_a_remote_command_is_shown_with_its_ssh() -> None:
+    shown = Shell("osol2", ("ssh", "-p", "22")).shown(("zfs", "list", "a b"))
+    assert shown == "ssh -p 22 osol2 'zfs list '\"'\"'a b'\"'\"''"
+
+
+def test_a_child_inherits_the_lock(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        holder = Shell("here", (), (lock.fileno(),))
+        holder.run(("true",))
+    with (tmp_path / "lock").open() as again, pytest.raises(BlockingIOError):
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    holder.close()
+
+
+def test_a_closed_shell_lets_go_of_the_lock(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        holder = Shell("here", (), (lock.fileno(),))
+        holder.run(("true",))
+    holder.close()
+    with (tmp_path / "lock").open() as again:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_no_other_descriptor_is_inherited(tmp_path: Path) -> None:
+    with (tmp_path / "other").open("w") as other:
+        os.set_inheritable(other.fileno(), True)
+        holder = Shell("here", ())
+        found = holder.run(("sh", "-c", f"test -e /proc/self/fd/{other.fileno()}")).status
+        holder.close()
+    assert found == 1
+
+
+def test_one_shell_serves_threads_one_after_the_other(shell: Shell) -> None:
+    answers: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = shell.run(("echo", str(number))).stdout
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {number: f"{number}\n" for number in range(8)}
+
+
+# --- a transfer -------------------------------------------------------------------------------
+
+
+def sh(script: str) -> tuple[str, str, str]:
+    return ("sh", "-c", script)
+
+
+def move(
+    senders: Sequence[Sequence[str]], receiver: Sequence[str], stall_timeout: int = 60
+) -> Transfer:
+    return transfer(senders, receiver, (), stall_timeout, lambda _: None)
+
+
+@pytest.fixture(params=["splice", "no splice", "splice that cannot"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Move the bytes in the kernel, and by hand where there is no splice."""
+    if request.param == "no splice":
+        monkeypatch.delattr(os, "splice", raising=False)
+    elif request.param == "splice that cannot":
+        monkeypatch.setattr(os, "splice", _cannot, raising=False)
+
+
+def _cannot(*_: object) -> int:
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+both_ways = pytest.mark.usefixtures("way")
+
+
+@both_ways
+def test_a_transfer_passes_every_byte(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    (tmp_path / "in").write_bytes(data)
+    done = move([("cat", str(tmp_path / "in"))], sh(f"cat > '{tmp_path}/out'"))
+    assert (done.size_bytes, (tmp_path / "out").read_bytes() == data) == (3_000_000, True)
+
+
+@both_ways
+def test_several_senders_feed_one_receiver_in_turn(tmp_path: Path) -> None:
+    move([("echo", "one"), ("echo", "two")], sh(f"cat > '{tmp_path}/out'"))
+    assert (tmp_path / "out").read_text() == "one\ntwo\n"
+
+
+@both_ways
+def test_an_empty_stream_is_a_transfer_of_nothing() -> None:
+    assert move([("true",)], ("cat",)).size_bytes == 0
+
+
+@both_ways
+def test_progress_counts_over_all_senders() -> None:
+    seen: list[int] = []
+    transfer([("printf", "abc"), ("printf", "de")], sh("cat >/dev/null"), (), 60, seen.append)
+    assert (seen[-1], seen == sorted(seen)) == (5, True)
+
+
+@both_ways
+def test_each_stage_reports_its_status_and_its_last_words() -> None:
+    done = move([sh("echo out; echo no snapshot >&2; exit 3")], sh("cat; echo torn >&2; exit 4"))
+    assert [(one.status, one.stderr.splitlines()[-1]) for one in done.stages] == [
+        (3, "no snapshot"),
+        (4, "torn"),
+    ]
+
+
+def test_the_receiver_is_named_before_the_sender_that_it_broke() -> None:
+    done = move([("yes",)], sh("echo no space >&2; exit 1"))
+    assert [(one.status, one.stderr) for one in done.failed] == [
+        (1, "no space"),
+        (-signal.SIGPIPE, ""),
+    ]
+
+
+def test_a_receiver_that_dies_before_the_first_byte_ends_the_transfer() -> None:
+    done = move([sh("sleep 1; exec yes")], sh("exit 1"))
+    assert [one.status for one in done.failed] == [1, -signal.SIGPIPE]
+
+
+def test_a_sender_that_fails_ends_the_row_of_senders(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    done = move([sh("exit 2"), ("touch", str(made))], sh("cat >/dev/null"))
+    assert ([one.status for one in done.stages], made.exists()) == ([2, 0], False)
+
+
+def test_a_good_transfer_has_no_failed_stage() -> None:
+    assert move([("echo",)], sh("cat >/dev/null")).failed == ()
+
+
+def test_a_lot_of_words_on_stderr_blocks_nothing() -> None:
+    loud = "head -c 300000 /dev/zero | tr '\\0' x >&2; echo >&2; echo last >&2; "
+    done = move([sh(f"{loud} echo data")], sh(f"{loud} cat >/dev/null; exit 1"))
+    assert [one.stderr.splitlines()[-1] for one in done.stages] == ["last", "last"]
+
+
+def test_what_a_receiver_prints_is_kept_with_its_words() -> None:
+    done = move([("echo",)], sh("cat >/dev/null; echo receiving full stream; exit 1"))
+    assert done.failed[0].stderr == "receiving full stream"
+
+
+@both_ways
+def test_a_transfer_without_a_byte_is_stalled(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(Stalled, match="no byte for 1 s after 4 bytes"):
+        move([sh("printf data; exec sleep 60")], sh(f"cat > {tmp_path}/out"), 1)
+    assert time.monotonic() - began < 20
+
+
+@both_ways
+def test_a_stalled_transfer_leaves_nothing_running(tmp_path: Path) -> None:
+    script = "sleep 60 & echo $! > {0}; "
+    sender = script.format(tmp_path / "sender") + "printf data; wait"
+    receiver = script.format(tmp_path / "receiver") + "cat >/dev/null"
+    with pytest.raises(Stalled):
+        move([sh(sender)], sh(receiver), 1)
+    assert is_gone(tmp_path / "sender")
+    assert is_gone(tmp_path / "receiver")
+
+
+def test_a_receiver_that_takes_nothing_stalls_the_transfer() -> None:
+    with pytest.raises(Stalled):
+        move([("cat", "/dev/zero")], sh("exec sleep 60"), 1)
+
+
+@both_ways
+def test_a_slow_first_byte_is_no_stall() -> None:
+    assert move([sh("sleep 2; echo data")], sh("cat >/dev/null"), 1).failed == ()
+
+
+@both_ways
+def test_a_slow_receiver_after_the_last_byte_is_no_stall() -> None:
+    assert move([("echo", "data")], sh("cat >/dev/null; sleep 2"), 1).failed == ()
+
+
+def test_a_slow_first_byte_of_a_later_sender_is_no_stall() -> None:
+    done = move([("echo", "data"), sh("sleep 2; echo data")], sh("cat >/dev/null"), 1)
+    assert done.failed == ()
+
+
+def test_both_stages_inherit_the_lock(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        held = f"test -e /proc/self/fd/{lock.fileno()}"
+        done = transfer([sh(held)], sh(f"{held} && cat"), (lock.fileno(),), 60, lambda _: None)
+    assert done.failed == ()
+
+
+def test_a_missing_receiver_is_no_answer_with_a_hint() -> None:
+    with pytest.raises(NoAnswer, match="there is no program no-such-ssh") as raised:
+        move([("echo",)], ("no-such-ssh",))
+    assert "ssh =" in raised.value.hint
+
+
+def test_a_missing_sender_is_no_answer_and_ends_the_receiver(tmp_path: Path) -> None:
+    receiver = sh(f"echo $$ > {tmp_path}/pid; cat; sleep 60")
+    with pytest.raises(NoAnswer):
+        move([sh(f"until test -s {tmp_path}/pid; do :; done"), ("no-such-zfs",)], receiver)
+    assert is_gone(tmp_path / "pid")
+
+
+def test_a_failing_progress_ends_both_stages(tmp_path: Path) -> None:
+    def fail(_moved: int) -> None:
+        raise ZeroDivisionError
+
+    sender = sh(f"echo $$ > {tmp_path}/pid; echo data; exec sleep 60")
+    with pytest.raises(ZeroDivisionError):
+        transfer([sender], ("cat",), (), 60, fail)
+    assert is_gone(tmp_path / "pid")
+
+
+def test_one_command_for_the_local_node_needs_no_shell() -> None:
+    assert Shell("here", ()).data_words([("zfs", "receive", "a b")]) == ("zfs", "receive", "a b")
+
+
+def test_the_data_connection_runs_its_commands_in_turn() -> None:
+    words = Shell("here", ()).data_words([("head", "-c", "3"), ("head", "-c", "3"), ("false",)])
+    done = move([("printf", "abcdef")], words)
+    assert (done.stages[-1].status, done.stages[-1].stderr) == (1, "abcdef")
+
+
+def test_the_remote_data_connection_is_one_ssh_with_one_command() -> None:
+    words = Shell("osol2", ("ssh",)).data_words([("zfs", "receive", "a b"), ("zfs", "receive", "c")])
+    assert (words[0], words[-2:]) == (
+        "ssh",
+        ("osol2", "zfs receive 'a b' && zfs receive c"),
+    )
+
+
+# --- the process ------------------------------------------------------------------------------
+
+
+def test_every_child_ends_with_its_descendants_at_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = transport._Children()  # noqa: SLF001 - its own one, as it ends for good
+    monkeypatch.setattr(transport, "children", children)
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; printf data; wait"
+    ended: list[object] = []
+
+    def run() -> None:
+        ended.append(move([sh(script)], sh("cat >/dev/null")))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.01)
+    children.kill_all()
+    thread.join(timeout=10)
+    assert (thread.is_alive(), is_gone(tmp_path / "pid")) == (False, True)
+
+
+def test_after_a_signal_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = transport._Children()  # noqa: SLF001 - its own one, as it ends for good
+    monkeypatch.setattr(transport, "children", children)
+    children.kill_all()
+    with pytest.raises(NoAnswer, match="signal"):
+        move([("echo",)], ("cat",))
+
+
+@pytest.mark.parametrize(("command", "status"), [("true", 0), ("exit 9", 9), ("no-such", 127)])
+def test_the_operators_command_answers_by_its_status_alone(
+    capfd: pytest.CaptureFixture[str], command: str, status: int
+) -> None:
+    assert transport.run_user_command(f"echo noise; echo noise >&2; {command}") == status
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_transport_imports_plumbum() -> None:
+    package = Path(transport.__file__).parent
+    users = [one.name for one in package.glob("*.py") if "plumbum" in one.read_text()]
+    assert users == ["transport.py"]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_quoting_survives_a_shell(word: str) -> None:
+    script = f"printf %s {quote((word,))}"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
+    assert said.decode() == word
