@@ -210,6 +210,12 @@ class Branch:
         out of the next attempt, so that it does not hold up those behind it.
         """
         branch = self._plan(goal)
+        if branch.again:  # a rotation that was cut: finish it, then look again
+            view = self.view
+            assert view.tree is not None  # noqa: S101 - it was found in there
+            apply_rotation(self.context, self.side, view.tree, branch.before, view.retained)
+            self._relist(branch.before)
+            branch = self._plan(goal)
         self.mode = branch.mode
         first: SyncError | None = None
         rolled_back: set[str] = set()

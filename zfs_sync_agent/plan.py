@@ -81,7 +81,8 @@ class Branch:
     """What one target gets in this run; nothing in it has been done yet.
 
     `before` comes first, while the names are still those of the listing. `broken` names the
-    children without a common snapshot: they are left alone, the others go on.
+    children without a common snapshot: they are left alone, the others go on. `again`: names change
+    by it, and what comes next has to be planned from a new listing.
     """
 
     node: str
@@ -90,6 +91,7 @@ class Branch:
     streams: tuple[zfs.Stream, ...] = ()
     broken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    again: bool = False
 
     @property
     def mode(self) -> str:
@@ -493,6 +495,8 @@ def plan_branch(
             streams=_first_streams(source.tree, target, resource, goal),
         )
     found = stands(source.tree, target.tree, goal)
+    if cut := _half_rotated(source.tree, target, resource, who, found):
+        return Branch(target.node, goal, before=cut, again=True)
     broken = _broken_children(source, target, who, found, goal)
     left_out = (*broken, *skip)
     lacking = [
@@ -514,7 +518,6 @@ def plan_branch(
             *gone.destroy(),
             *_discards(target, resource, lacking),
             *moved,
-            *_half_rotated(source.tree, target, resource, who, found),
             *_name_clashes(source.tree, target, resource, who, lacking),
         ),
         streams=streams,

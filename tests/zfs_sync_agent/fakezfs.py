@@ -385,7 +385,6 @@ class World:
         receiver: Sequence[str],
         _fds: Sequence[int],
         _stall_timeout: int,
-        _progress: Callable[[int], None],
     ) -> Transfer:
         """Stand in for transport.transfer."""
         node, *commands = receiver
@@ -505,7 +504,7 @@ class _Worker(Worker):
 
     def start(self, act: Callable[[Worker], None]) -> None:
         self._act: Callable[[Worker], None] | None = act
-        if not (self.lazy and self.joining is not None):
+        if not (self.lazy and self.joins):
             self._go()
 
     def wait(self) -> None:
@@ -545,5 +544,4 @@ def run_agent(
         finally:
             lock.close()
             for worker in run.workers:
-                if worker.joining is not None:
-                    worker.joining.close()
+                worker.lock.close()

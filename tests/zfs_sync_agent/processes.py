@@ -6,6 +6,14 @@ from pathlib import Path
 PATIENCE = 10.0  # seconds; a killed process is gone in milliseconds, even on a busy machine
 
 
+def wait_for(pid_file: Path) -> None:
+    """Wait until a script has written its number there."""
+    end = time.monotonic() + PATIENCE
+    while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
+        assert time.monotonic() < end, f"nobody wrote {pid_file}"
+        time.sleep(0.01)
+
+
 def is_gone(pid_file: Path) -> bool:
     """Wait until the process whose number a script wrote there is gone, or a zombie."""
     pid = int(pid_file.read_text())

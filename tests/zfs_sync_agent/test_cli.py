@@ -27,7 +27,7 @@ from zfs_sync_agent.execute import Outcome
 from zfs_sync_agent.record import Record
 
 from .notation import DST, EPOCH, SRC, resource
-from .processes import is_gone
+from .processes import is_gone, wait_for
 
 SERVICE = f"""\
 [DEFAULT]
@@ -49,10 +49,13 @@ def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave this process as it was: its handlers, its logger; no syslog, no zfs."""
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {one: signal.getsignal(one) for one in signals}
+    environment = dict(cli.transport.local.env.items())
     monkeypatch.setattr(cli, "SYSLOG", "/nowhere")
     monkeypatch.setattr(cli.transport, "SBIN", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     yield
+    cli.transport.local.env.clear()
+    cli.transport.local.env.update(environment)
     for one, handler in before.items():
         signal.signal(one, handler)
     for handler in list(cli.LOG.handlers):
@@ -469,8 +472,7 @@ def test_a_signal_ends_the_run_and_its_children(tmp_path: Path, number: signal.S
     words += ["--config-dir", str(tmp_path / "etc"), "--state-dir", str(tmp_path / "state")]
     environment = {**os.environ, "PATH": os.defpath}
     with subprocess.Popen(words, stderr=subprocess.PIPE, env=environment) as agent:
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-            assert agent.poll() is None
+        wait_for(tmp_path / "pid")
         agent.send_signal(number)
         _, said = agent.communicate(timeout=20)
     assert (agent.returncode, said.decode(), is_gone(tmp_path / "pid")) == (

@@ -99,12 +99,27 @@ def test_a_child_older_than_the_base_is_the_one_of_its_name_whatever_it_holds() 
     assert pairs == {"": "", "a": "a"}
 
 
-def test_the_newest_of_two_guids_decides_where_a_child_is() -> None:
+def test_of_two_datasets_with_common_guids_the_one_of_the_same_name_is_it() -> None:
     pairs = plan.pair(
         tree("s", {"": "sent:1", "a": "sent:2 tosend:3"}),
-        tree("d", {"": "sent:1", "a": "sent:2", "b": "x:3"}),
+        tree("d", {"": "sent:1", "a": "sent:2", "copy": "x:3"}),
     )
-    assert pairs["a"] == "b"
+    assert pairs["a"] == "a"
+
+
+def test_the_newest_guid_decides_where_a_renamed_child_is() -> None:
+    pairs = plan.pair(
+        tree("s", {"": "sent:1", "a": "sent:2 tosend:3"}),
+        tree("d", {"": "sent:1", "b": "sent:2", "c": "sent:3"}),
+    )
+    assert pairs["a"] == "c"
+
+
+def test_a_dataset_without_our_mark_is_no_renamed_child() -> None:
+    pairs = plan.pair(
+        tree("s", {"": "sent:1", "a": "sent:2"}), tree("d", {"": "sent:1", "clone": "sent:2!"})
+    )
+    assert "a" not in pairs
 
 
 def test_two_datasets_are_never_paired_with_the_same_one() -> None:
@@ -224,8 +239,13 @@ def test_a_source_with_own_snapshots_passes() -> None:
 
 @pytest.mark.parametrize("name", ["sent", "tosend", "tosend.osol2", kept(7)])
 def test_a_foreign_snapshot_under_an_own_name_breaks_the_chain(name: str) -> None:
-    with pytest.raises(BrokenChain, match=re.escape(f"{SRC}@{name} on osol1 was not taken by")):
+    with pytest.raises(BrokenChain, match=re.escape(f"{SRC}@{name} on osol1 is not one")):
         plan.check_source(source({"": f"{name}:7!"}), NAMES, WHO)
+
+
+def test_an_intent_without_its_root_is_an_intent_of_nothing() -> None:
+    with pytest.raises(BrokenChain, match=f"{SRC}/a@tosend"):
+        plan.check_source(source({"": "sent:1", "a": "sent:2 tosend:3"}), NAMES, WHO)
 
 
 def test_the_advice_for_a_foreign_snapshot_can_be_pasted() -> None:
@@ -602,9 +622,26 @@ HISTORY = {"": "sent:1 daily:5! tosend:11"}
 
 def test_an_own_name_in_the_way_of_the_history_is_moved_aside() -> None:
     held = {"": f"{kept(1)}:1 sent:5 tosend:11"}
-    there = target({"": f"{kept(1)}:1 sent:0"})
-    branch = branch_of(held, there, intermediary=True)
-    assert words(branch.before) == [f"rename dst@sent dst@{kept(0)}"]
+    branch = branch_of(held, target({"": "sent:1"}), intermediary=True)
+    assert words(branch.before) == [f"rename dst@sent dst@{kept(1)}"]
+
+
+def test_a_name_in_the_way_is_looked_for_after_the_rotation_that_was_cut() -> None:
+    held = {"": f"{kept(1)}:1 sent:5 tosend:11"}
+    branch = branch_of(held, target({"": f"{kept(1)}:1 sent:0"}), intermediary=True)
+    assert names_after(f"{kept(1)}:1 sent:0", words(branch.before)).get("sent") is None
+
+
+def names_after(held: str, commands: list[str]) -> dict[str, str]:
+    """Return name -> guid of a root after commands on its snapshots."""
+    names = dict(word.split(":") for word in held.split())
+    for command in commands:
+        verb, *_, last = command.split()
+        if verb == "rename":
+            names[last.partition("@")[2]] = names.pop(command.split()[-2].partition("@")[2])
+        else:
+            del names[last.partition("@")[2]]
+    return names
 
 
 def test_a_foreign_name_in_the_way_of_the_history_is_refused_by_name() -> None:

@@ -17,7 +17,7 @@ from zfs_sync_agent import transport
 from zfs_sync_agent.errors import NoAnswer, Stalled
 from zfs_sync_agent.transport import Answer, Shell, Transfer, quote, transfer
 
-from .processes import is_gone
+from .processes import is_gone, wait_for
 
 HOSTILE = [
     "; rm -rf x",
@@ -185,10 +185,9 @@ def test_ssh_gets_a_command_as_one_word(tmp_path: Path) -> None:
     assert answers == HOSTILE
 
 
-def test_a_missing_ssh_is_no_answer_with_a_hint() -> None:
-    with pytest.raises(NoAnswer, match="there is no program no-such-ssh") as raised:
+def test_a_missing_ssh_is_no_answer_that_names_it() -> None:
+    with pytest.raises(NoAnswer, match="exit 127 .*no-such-ssh: not found"):
         Shell("osol2", ("no-such-ssh",)).run(("true",))
-    assert "ssh =" in raised.value.hint
 
 
 def test_a_command_is_shown_as_it_can_be_pasted() -> None:
@@ -254,7 +253,7 @@ def sh(script: str) -> tuple[str, str, str]:
 def move(
     senders: Sequence[Sequence[str]], receiver: Sequence[str], stall_timeout: int = 60
 ) -> Transfer:
-    return transfer(senders, receiver, (), stall_timeout, lambda _: None)
+    return transfer(senders, receiver, (), stall_timeout)
 
 
 @pytest.fixture(params=["splice", "no splice", "splice that cannot"])
@@ -293,10 +292,8 @@ def test_an_empty_stream_is_a_transfer_of_nothing() -> None:
 
 
 @both_ways
-def test_progress_counts_over_all_senders() -> None:
-    seen: list[int] = []
-    transfer([("printf", "abc"), ("printf", "de")], sh("cat >/dev/null"), (), 60, seen.append)
-    assert (seen[-1], seen == sorted(seen)) == (5, True)
+def test_the_bytes_of_all_senders_count() -> None:
+    assert move([("printf", "abc"), ("printf", "de")], sh("cat >/dev/null")).size_bytes == 5
 
 
 @both_ways
@@ -384,7 +381,7 @@ def test_a_slow_first_byte_of_a_later_sender_is_no_stall() -> None:
 def test_both_stages_inherit_the_lock(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
         held = f"test -e /proc/self/fd/{lock.fileno()}"
-        done = transfer([sh(held)], sh(f"{held} && cat"), (lock.fileno(),), 60, lambda _: None)
+        done = transfer([sh(held)], sh(f"{held} && cat"), (lock.fileno(),), 60)
     assert done.failed == ()
 
 
@@ -401,16 +398,6 @@ def test_a_missing_sender_is_no_answer_and_ends_the_receiver(tmp_path: Path) -> 
     assert is_gone(tmp_path / "pid")
 
 
-def test_a_failing_progress_ends_both_stages(tmp_path: Path) -> None:
-    def fail(_moved: int) -> None:
-        raise ZeroDivisionError
-
-    sender = sh(f"echo $$ > {tmp_path}/pid; echo data; exec sleep 60")
-    with pytest.raises(ZeroDivisionError):
-        transfer([sender], ("cat",), (), 60, fail)
-    assert is_gone(tmp_path / "pid")
-
-
 def test_one_command_for_the_local_node_needs_no_shell() -> None:
     assert Shell("here", ()).data_words([("zfs", "receive", "a b")]) == ("zfs", "receive", "a b")
 
@@ -423,10 +410,25 @@ def test_the_data_connection_runs_its_commands_in_turn() -> None:
 
 def test_the_remote_data_connection_is_one_ssh_with_one_command() -> None:
     words = Shell("osol2", ("ssh",)).data_words([("zfs", "receive", "a b"), ("zfs", "receive", "c")])
-    assert (words[0], words[-2:]) == (
-        "ssh",
-        ("osol2", "zfs receive 'a b' && zfs receive c"),
-    )
+    assert words[-2:] == ("osol2", "zfs receive 'a b' && zfs receive c")
+
+
+def test_the_lock_is_held_for_an_ssh_that_closes_every_descriptor(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nexec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-\nexec cat\n")
+    ssh.chmod(0o755)
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        remote = Shell("osol2", (str(ssh),), (lock.fileno(),))
+        remote.open()
+    with (tmp_path / "lock").open() as again, pytest.raises(BlockingIOError):
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    remote.close()
+
+
+def test_a_failed_ssh_is_shown_without_the_shell_that_keeps_the_lock() -> None:
+    done = move([("echo",)], Shell("osol2", ("false",)).data_words([("zfs", "receive", "d")]))
+    assert done.failed[0].command.startswith("false -o BatchMode=yes")
 
 
 # --- the process ------------------------------------------------------------------------------
@@ -445,8 +447,7 @@ def test_every_child_ends_with_its_descendants_at_a_signal(
 
     thread = threading.Thread(target=run)
     thread.start()
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-        time.sleep(0.01)
+    wait_for(tmp_path / "pid")
     children.kill_all()
     thread.join(timeout=10)
     assert (thread.is_alive(), is_gone(tmp_path / "pid")) == (False, True)
