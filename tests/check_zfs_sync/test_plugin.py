@@ -701,7 +701,7 @@ def test_a_node_without_zfs_is_unknown(world: World, tmp_path: Path) -> None:
     world.state(osol2=recorded())
     answer = world.check("--verify")
     assert answer.status == 3
-    assert "No such file or directory" in answer.line
+    assert "No such file" in answer.line  # the line is cut to a length that a screen shows
 
 
 def test_a_zfs_that_hangs_leaves_the_other_verdicts_standing(world: World, zfs: FakeZfs) -> None:
