@@ -1202,7 +1202,10 @@ def _held_names(source: SourceView, names: Names, listing: TargetView) -> set[st
             for snap in source.tree.datasets[name].snapshots.values()
             if names.is_own(snap.name) and snap.guid in guids
         ]
-        held |= {max(own, key=lambda snap: snap.order).name} if own else set()
+        if own:
+            held.add(max(own, key=lambda snap: snap.order).name)
+        elif not listing.tree.datasets[twin].complete:  # it may be there under another name
+            held |= _assumed_names(source, names, listing.node)
     return held
 
 
