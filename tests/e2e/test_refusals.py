@@ -226,16 +226,24 @@ def one_dst(world: World, *, other: str = "tank/copy") -> tuple[Node, Node]:
     return second, target
 
 
+@pytest.mark.parametrize("names_the_first", [True, False])
 def test_a_second_source_that_never_sent_leaves_the_replica_of_the_first(
-    two_targets: World,
+    two_targets: World, names_the_first: bool
 ) -> None:
     world = two_targets
     second, target = one_dst(world)
+    if not names_the_first:
+        own = f"[sync#1]\ntype = zfs\nsrc@{T1} = tank/data\ndst@{T1} = tank/copy\ntarget = {T2}\n"
+        world.configure(own, second)
     world.sync()
     before, pushed = everything(target), world.state_text(target)
-    for _ in range(2):
-        # It stands by or refuses; it never calls itself replicated.
-        assert second.agent("syncupdate").returncode in {0, 3}
+    for number in range(2):
+        # A failover pair's other node stands by; a stranger with the same name is refused.
+        result = world.sync(node=second, expect=0 if names_the_first else 3)
+        if number == 0 and not names_the_first:
+            assert SOURCE in result.stderr
+            assert T1 in result.stderr
+        # Neither calls itself replicated.
         assert world.check(second).code != OK
     assert everything(target) == before
     assert world.state_text(target) == pushed
