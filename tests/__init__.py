@@ -1,0 +1,1 @@
+"""Tests: values first, then real ZFS; tests/lab makes the nodes."""

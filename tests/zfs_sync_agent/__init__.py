@@ -1,0 +1,1 @@
+"""Tests of the agent, without a ZFS of their own."""

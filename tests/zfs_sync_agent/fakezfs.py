@@ -332,20 +332,24 @@ class World:
 
     def _follow_names(self, node: str, into: str, pieces: Sequence[Piece]) -> None:
         """The receiver of a tree renames datasets and snapshots by guid before it receives."""
-        for piece in pieces:
+        for piece in (*pieces, *pieces):  # a second time for those that were in each other's way
             name = f"{into}{piece.relative}"
             for one in self._below(node, into):
-                if piece.base and one != name and self.pools[node][one].at(piece.base):
-                    self._move(node, one, name)
+                here = self.pools[node].get(one)  # gone, if its parent was renamed just now
+                if here and piece.base and one != name and here.at(piece.base):
+                    taken = name in self.pools[node]
+                    self._move(node, one, f"{into}/recv-1-{self.steps}" if taken else name)
+        for piece in pieces:
+            name = f"{into}{piece.relative}"
             dataset = self.pools[node].get(name)
             for guid, label in piece.names if dataset else ():
                 assert dataset is not None
-                here = dataset.at(guid)
-                if here is None or here == label or here.startswith("recv-"):
+                old = dataset.at(guid)
+                if old is None or old == label or old.startswith("recv-"):
                     continue
                 new = f"recv-1-{self.steps}" if label in dataset.snaps else label
-                with self.step(node, ("(receive) rename", f"{name}@{here}", new)):
-                    dataset.snaps[new] = dataset.snaps.pop(here)
+                with self.step(node, ("(receive) rename", f"{name}@{old}", new)):
+                    dataset.snaps[new] = dataset.snaps.pop(old)
 
     def _receive_full(self, node: str, name: str, piece: Piece) -> None:
         if name in self.pools[node]:
@@ -520,6 +524,10 @@ class _Worker(Worker):
             self.error = self.error or error
 
 
+def _lock() -> Lock:
+    return Lock(Path(os.devnull).open("a+"))
+
+
 def run_agent(
     world: World, resource: SyncResource, *, lazy_joins: bool = False
 ) -> list[Outcome] | None:
@@ -527,13 +535,15 @@ def run_agent(
     assert resource.src is not None
     empty = State("z3", "sync#1", "osol1", "osol1", resource.src, 90000, "0", {})
     rec = FakeRecord("/nowhere", world, empty)
-    lock = Lock(Path(os.devnull).open("a+"))
-    context = Context(resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append)
+    lock = _lock()
+    context = Context(
+        resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append
+    )
     settings = Settings("osol1", consent=False, dry_run=False, show=world.log.append)
     _Worker.lazy = lazy_joins
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(branch, "transfer", world.transfer)
-        patch.setattr(record, "acquire", lambda _path: Lock(Path(os.devnull).open("a+")))
+        patch.setattr(record, "acquire", lambda _path: _lock())
         patch.setattr(execute, "Worker", _Worker)
         patch.setattr(execute, "Shell", lambda node, _ssh, _fds: FakeShell(world, node))
         run = execute.Run(context, settings, rec, lock, resource.targets)

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from plumbum import local
 
+from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import Attempt, Snapshot, State, Success, TargetState, format_state
-from zfs_sync_agent import cli, record, status
+from zfs_sync_agent import cli, record, status, transport
 from zfs_sync_agent.errors import (
     BrokenChain,
     CommandFailed,
@@ -49,18 +51,18 @@ def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave this process as it was: its handlers, its logger; no syslog, no zfs."""
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {one: signal.getsignal(one) for one in signals}
-    environment = dict(cli.transport.local.env.items())
+    environment = dict(local.env.items())
     monkeypatch.setattr(cli, "SYSLOG", "/nowhere")
-    monkeypatch.setattr(cli.transport, "SBIN", "/nowhere")
+    monkeypatch.setattr(transport, "SBIN", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     yield
-    cli.transport.local.env.clear()
-    cli.transport.local.env.update(environment)
+    local.env.clear()
+    local.env.update(environment)
     for one, handler in before.items():
         signal.signal(one, handler)
-    for handler in list(cli.LOG.handlers):
-        cli.LOG.removeHandler(handler)
-        handler.close()
+    for sink in list(cli.LOG.handlers):
+        cli.LOG.removeHandler(sink)
+        sink.close()
 
 
 @pytest.fixture
@@ -131,7 +133,10 @@ def test_a_folder_without_services_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "etc").mkdir()
-    assert (call(tmp_path / "etc", "status"), "no zfs sync resource" in capsys.readouterr().err) == (
+    assert (
+        call(tmp_path / "etc", "status"),
+        "no zfs sync resource" in capsys.readouterr().err,
+    ) == (
         2,
         True,
     )
@@ -194,14 +199,14 @@ def test_each_failure_has_its_status(error: SyncError, code: int) -> None:
 def test_an_action_reaches_its_groups(action: str, reached: list[str]) -> None:
     args = argparse.Namespace(action=action, node=[])
     groups = ("nodes", "drpnodes", "local", "named")
-    found = [one for one in groups if cli._is_wanted(args, cli.Target("osol2", one))]  # noqa: SLF001
+    found = [one for one in groups if cli._is_wanted(args, Target("osol2", one))]
     assert sorted(found) == sorted(reached)
 
 
 def test_node_narrows_the_targets() -> None:
     args = argparse.Namespace(action="syncnodes", node=["osol3"])
-    nodes = [cli.Target(one, "nodes") for one in ("osol2", "osol3")]
-    assert [one.node for one in nodes if cli._is_wanted(args, one)] == ["osol3"]  # noqa: SLF001
+    nodes = [Target(one, "nodes") for one in ("osol2", "osol3")]
+    assert [one.node for one in nodes if cli._is_wanted(args, one)] == ["osol3"]
 
 
 def test_an_action_without_targets_here_is_quiet_and_good(
@@ -292,7 +297,7 @@ def fresh(tmp_path: Path) -> Record:
 def tell(rec: Record, *errors: SyncError | None) -> int:
     """Tell of one run with a target per error; return the exit status."""
     outcomes = [Outcome(f"osol{n}", DST, error) for n, error in enumerate(errors, start=2)]
-    return cli._tell("z3/sync#1", resource(), rec, outcomes)  # noqa: SLF001
+    return cli._tell("z3/sync#1", resource(), rec, outcomes)
 
 
 def blocks(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -405,7 +410,7 @@ def syslog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
         heard.bind(str(tmp_path / "log"))
         heard.settimeout(5)
         monkeypatch.setattr(cli, "SYSLOG", str(tmp_path / "log"))
-        cli._log_to(False)  # noqa: SLF001
+        cli._log_to(False)
         yield heard
 
 
@@ -448,13 +453,13 @@ def test_a_dead_syslog_socket_is_no_failure(
 ) -> None:
     (tmp_path / "log").touch()
     monkeypatch.setattr(cli, "SYSLOG", str(tmp_path / "log"))
-    cli._log_to(False)  # noqa: SLF001
+    cli._log_to(False)
     cli.LOG.info("hello")
     assert capsys.readouterr() == ("", "")
 
 
 def test_verbose_shows_the_log_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._log_to(True)  # noqa: SLF001
+    cli._log_to(True)
     cli.LOG.info("hello")
     assert capsys.readouterr().err == "* hello\n"
 
@@ -542,9 +547,7 @@ def entry(**changes: object) -> TargetState:
     return plain._replace(**changes)  # type: ignore[arg-type]  # a test names what it changes
 
 
-def row(
-    config: Path, capsys: pytest.CaptureFixture[str], *words: str
-) -> dict[str, object]:
+def row(config: Path, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
     call(config, "--rid", "sync#1", *words, "--json", "status")
     (found,) = json.loads(capsys.readouterr().out)
     assert isinstance(found, dict)
@@ -574,30 +577,30 @@ def test_status_as_json_has_the_documented_fields(
 
 
 @pytest.mark.parametrize(
-    ("changes", "age", "word", "lag"),
+    ("changes", "age", "row_says"),
     [
-        ({}, 90000, "up", 90000),
-        ({}, 90001, "warn", 90001),
-        ({}, -50, "up", 0),
-        ({"equal_as_of": EPOCH + 80000}, 100000, "up", 20000),
-        ({"status": "failed"}, 60, "up", 60),
-        ({"status": "broken"}, 60, "broken", 60),
-        ({"status": "refused"}, 60, "broken", 60),
-        ({"status": "never", "snapshot": None}, 60, "warn", None),
+        ({}, 90000, ("up", 90000)),
+        ({}, 90001, ("warn", 90001)),
+        ({}, -50, ("up", 0)),
+        ({"equal_as_of": EPOCH + 80000}, 100000, ("up", 20000)),
+        ({"status": "failed"}, 60, ("up", 60)),
+        ({"status": "broken"}, 60, ("broken", 60)),
+        ({"status": "refused"}, 60, ("broken", 60)),
+        ({"status": "never", "snapshot": None}, 60, ("warn", None)),
     ],
 )
 def test_the_word_of_a_target_follows_from_its_lag_and_its_last_result(
     config: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    *,
     changes: dict[str, object],
     age: int,
-    word: str,
-    lag: int | None,
+    row_says: tuple[str, int | None],
 ) -> None:
     at(monkeypatch, EPOCH + age)
     found = row(prepared(config, entry(**changes)), capsys)
-    assert (found["status"], found["lag"]) == (word, lag)
+    assert (found["status"], found["lag"]) == row_says
 
 
 def test_a_target_that_was_never_tried_warns(

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 
 from check_zfs_sync.statefile import State, TargetState, format_state
 from zfs_sync_agent import plan, zfs
-from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused, SyncError
-from zfs_sync_agent.model import Names, Snapshot, SourceView, TargetView
+from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused, StandbyFor, SyncError
+from zfs_sync_agent.model import NO_REPLICA, Names, Snapshot, SourceView, TargetView, Tree
 from zfs_sync_agent.plan import Branch, Knowledge, Role
 
 from .notation import DST, EPOCH, NAMES, SRC, WHO, resource, source, target, tree
@@ -336,7 +337,9 @@ def test_a_state_file_of_another_source_and_dst_is_refused() -> None:
     assert all(one in reason for one in ("z3/sync#1", "other", "elsewhere/data", "osol1", DST))
 
 
-def check(held: SourceView, there: TargetView, *, known: bool = False, consent: bool = False) -> None:
+def check(
+    held: SourceView, there: TargetView, *, known: bool = False, consent: bool = False
+) -> None:
     plan.check_target(held, there, WHO, NAMES, known=known, consent=consent)
 
 
@@ -412,6 +415,89 @@ def test_every_refusal_says_what_is_untouched_and_what_comes_next() -> None:
         refusal(held, target({"": "sent:1"}, mark=None)),
     ]
     assert all(error.untouched and error.hint for error in errors)
+
+
+def test_a_replica_that_lost_its_base_on_the_source_breaks_the_chain() -> None:
+    error = refusal(source({"": "sent:1"}), target({"": f"{kept(1)}:1 sent:2"}))
+    assert (type(error), f"zfs rollback -r '{DST}@{kept(1)}'" in error.hint) == (BrokenChain, True)
+
+
+@pytest.mark.parametrize("there", ["sent:2 tosend:1", "sent:1 theirs:2!"])
+def test_an_older_own_snapshot_or_a_newer_foreign_one_breaks_nothing(there: str) -> None:
+    newest = "2" if "sent:2" in there else "1"
+    check(source({"": f"sent:{newest}"}), target({"": there}))
+
+
+def test_a_source_that_never_sent_stands_by_for_a_peer() -> None:
+    who = replace(WHO, peers=frozenset({"osol9"}))
+    there = target({"": "sent:1"}, mark="osol9/z3/sync#1")
+    with pytest.raises(StandbyFor):
+        plan.check_target(source({"": "sent:1"}), there, who, NAMES, known=False, consent=False)
+
+
+def taken_here(view: Tree) -> Tree:
+    """Return the tree as if all of its snapshots had been taken where they are."""
+    return Tree(
+        view.root,
+        {
+            name: replace(
+                one,
+                snapshots={key: replace(s, taken_here=True) for key, s in one.snapshots.items()},
+            )
+            for name, one in view.datasets.items()
+        },
+    )
+
+
+def test_a_source_that_sent_before_refuses_a_peer() -> None:
+    who = replace(WHO, peers=frozenset({"osol9"}))
+    held = source({"": "sent:1"})
+    there = target({"": "sent:1"}, mark="osol9/z3/sync#1")
+    with pytest.raises(Refused, match="is the replica of osol9"):
+        plan.check_target(
+            replace(held, tree=taken_here(held.tree)), there, who, NAMES, known=True, consent=False
+        )
+
+
+def test_a_target_that_is_marked_as_a_source_is_refused() -> None:
+    error = refusal(source({"": "sent:1"}), target({"": "sent:1"}, mark=NO_REPLICA))
+    assert (type(error), "is a source now" in error.what) == (Refused, True)
+
+
+def test_an_unmarked_target_that_takes_snapshots_itself_is_stood_by_for() -> None:
+    there = target({"": "sent:1"}, mark=None)
+    assert there.tree is not None
+    with pytest.raises(StandbyFor):
+        check(source({"": "sent:1"}), replace(there, tree=taken_here(there.tree)))
+
+
+def test_two_sources_of_one_resource_are_a_persons_matter() -> None:
+    held, there = source({"": "sent:1"}), target({"": "sent:1"}, mark=None)
+    assert there.tree is not None
+    with pytest.raises(Refused, match="is a source of z3/sync#1 itself"):
+        check(
+            replace(held, tree=taken_here(held.tree)),
+            replace(there, tree=taken_here(there.tree)),
+        )
+
+
+CARRIED = {f"{SRC}/www": "/srv/www"}
+
+
+def test_a_mountpoint_that_the_target_uses_is_refused_and_named() -> None:
+    with pytest.raises(Refused, match=r"/srv/www, which dst/www uses") as raised:
+        plan.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), resource())
+    assert "-x mountpoint" in raised.value.hint
+
+
+def test_a_mountpoint_that_nobody_uses_is_carried() -> None:
+    plan.check_mounts(CARRIED, {"/srv": "dst/www"}, target(None), resource())
+
+
+@pytest.mark.parametrize("options", [("-x", "mountpoint"), ("-o", "mountpoint=none")])
+def test_a_mountpoint_that_is_left_out_is_no_matter(options: tuple[str, ...]) -> None:
+    there = resource(receive_options=options)
+    plan.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), there)
 
 
 # --- abreast or joining -----------------------------------------------------------------------
@@ -608,13 +694,6 @@ def test_a_lost_grandchild_goes_below_where_its_parent_still_is() -> None:
     assert sends(branch, held)[2] == "send -p src/new/x@tosend | receive dst/old/x"
 
 
-def test_the_goals_name_is_free_before_a_stream_brings_it() -> None:
-    held = {"": "sent:1 tosend:2"}
-    branch = branch_of(held, target({"": "tosend:1"}), recursive=False)
-    freed = any(word.startswith(("rename dst@tosend", "destroy dst@tosend")) for word in words(branch.before))
-    assert freed
-
-
 # --- what -I brings ---------------------------------------------------------------------------
 
 HISTORY = {"": "sent:1 daily:5! tosend:11"}
@@ -626,22 +705,24 @@ def test_an_own_name_in_the_way_of_the_history_is_moved_aside() -> None:
     assert words(branch.before) == [f"rename dst@sent dst@{kept(1)}"]
 
 
-def test_a_name_in_the_way_is_looked_for_after_the_rotation_that_was_cut() -> None:
+def test_a_rotation_that_was_cut_is_finished_before_anything_else_is_planned() -> None:
     held = {"": f"{kept(1)}:1 sent:5 tosend:11"}
     branch = branch_of(held, target({"": f"{kept(1)}:1 sent:0"}), intermediary=True)
-    assert names_after(f"{kept(1)}:1 sent:0", words(branch.before)).get("sent") is None
+    assert (words(branch.before), branch.streams, branch.again) == (
+        ["destroy -r dst@sent", f"rename -r dst@{kept(1)} dst@sent"],
+        (),
+        True,
+    )
 
 
-def names_after(held: str, commands: list[str]) -> dict[str, str]:
-    """Return name -> guid of a root after commands on its snapshots."""
-    names = dict(word.split(":") for word in held.split())
-    for command in commands:
-        verb, *_, last = command.split()
-        if verb == "rename":
-            names[last.partition("@")[2]] = names.pop(command.split()[-2].partition("@")[2])
-        else:
-            del names[last.partition("@")[2]]
-    return names
+@pytest.mark.parametrize("there", ["tosend:1", "tosend.osol2:1", "sent:0 tosend:1"])
+def test_an_intent_of_an_earlier_run_is_renamed_before_the_next_one_comes(there: str) -> None:
+    branch = branch_of(ALONE, target({"": there}))
+    assert (branch.again, words(branch.before)[-1].endswith("dst@sent")) == (True, True)
+
+
+def test_the_cut_rotation_of_an_unmarked_dst_is_not_finished_by_name() -> None:
+    assert not branch_of(ALONE, target({"": "tosend:1"}, mark=None)).again
 
 
 def test_a_foreign_name_in_the_way_of_the_history_is_refused_by_name() -> None:
@@ -825,6 +906,46 @@ def test_discard_refuses_without_a_base() -> None:
         plan.discard(target({"": "x:9"}), resource(), stand, "changed")
 
 
+# --- where the tree has changed its shape ------------------------------------------------------
+
+
+def test_somebodys_copy_of_the_base_keeps_the_stream_of_the_tree_away() -> None:
+    branch = branch_of(UNIFORM, target({**AT_A, "clone": "theirs:2!"}))
+    assert sends(branch, UNIFORM) == [
+        "send -p -i src@sent src@tosend | receive dst",
+        "send -p -i src/a@sent src/a@tosend | receive dst/a",
+    ]
+
+
+def test_a_child_below_one_that_was_born_after_b_goes_below_the_nearest_parent() -> None:
+    held = {"": UNIFORM[""], "late": "born=20", "late/a": "tosend:12 born=9"}
+    assert sends(branch_of(held, target({"": "sent:1"})), held) == [
+        "send -p -i src@sent src@tosend | receive dst",
+        "send -p src/late/a@tosend | receive dst/a",
+    ]
+
+
+def test_a_place_that_is_taken_is_not_taken_again() -> None:
+    held = {**UNIFORM, "late": "born=20", "late/a": "tosend:13 born=9"}
+    branch = branch_of(held, target(AT_A))
+    assert sends(branch, held)[-1] == "send -p src/late/a@tosend | receive dst/a.13"
+
+
+def test_what_is_skipped_is_left_out_with_what_is_below_it() -> None:
+    held = {**UNIFORM, "a/b": "sent:3 tosend:13"}
+    there = target({**AT_A, "a/b": "sent:3"})
+    branch = plan.plan_branch(
+        source(held), there, resource(), WHO, "tosend", one_by_one=True, skip=frozenset({"a"})
+    )
+    assert sends(branch, held) == ["send -p -i src@sent src@tosend | receive dst"]
+
+
+def test_a_child_whose_base_the_source_lost_is_broken() -> None:
+    held = {"": UNIFORM[""], "a": f"{kept(2)}:2 tosend:12"}
+    branch = branch_of(held, target({"": "sent:1", "a": f"{kept(2)}:2 sent:3"}))
+    assert branch.broken == ("a",)
+
+
 # --- the target's rotation --------------------------------------------------------------------
 
 
@@ -832,9 +953,7 @@ def rotation(
     held: Mapping[str, str], there: Mapping[str, str], **options: object
 ) -> tuple[list[str], list[str]]:
     """Return what is marked and the commands."""
-    found = plan.rotate_target(
-        tree(SRC, held), target(there), "tosend", resource(**options), WHO
-    )
+    found = plan.rotate_target(tree(SRC, held), target(there), "tosend", resource(**options), WHO)
     return [_short([name]) for name in found.marks], words(found.changes)
 
 
@@ -934,6 +1053,14 @@ def test_received_snapshots_without_a_mark_get_one() -> None:
     ]
 
 
+def test_what_a_cut_receive_renamed_is_removed_if_it_is_ours() -> None:
+    there = {"": "recv-17-1:1 tosend:11", "a": "recv-17-2:2! tosend:12"}
+    assert rotation(UNIFORM, there)[1] == [
+        "destroy -r dst@recv-17-1",
+        "rename -r dst@tosend dst@sent",
+    ]
+
+
 def test_b_under_a_foreign_name_stays_there() -> None:
     assert rotation({"": "sent:1 tosend:2"}, {"": "daily:2"})[1] == []
 
@@ -957,7 +1084,10 @@ def test_a_rotation_with_a_prefix_leaves_the_plain_names_alone() -> None:
     held = tree(SRC, {"": "two.sent:1 two.tosend:2"})
     there = target({"": "sent:8 two.sent:1 two.tosend:2"})
     found = plan.rotate_target(held, there, "two.tosend", resource(snap_prefix="two."), WHO)
-    assert words(found.changes) == ["destroy -r dst@two.sent", "rename -r dst@two.tosend dst@two.sent"]
+    assert words(found.changes) == [
+        "destroy -r dst@two.sent",
+        "rename -r dst@two.tosend dst@two.sent",
+    ]
 
 
 # --- who may still need what ------------------------------------------------------------------
@@ -1045,6 +1175,21 @@ def test_a_vanished_replica_still_needs_a() -> None:
 def test_a_node_that_left_the_configuration_needs_nothing() -> None:
     held = source({"": f"{kept(1)}:1 sent:2 tosend:3"}, retained=f"{kept(1)}=gone", targets="osol2")
     assert needs(held, osol2=PROVEN) == {}
+
+
+def test_an_unclear_listing_drops_no_kept_base() -> None:
+    held = source(
+        {"": f"{kept(1)}:1 tosend:3", "a": f"{kept(1)}:5 tosend:6"},
+        retained=f"{kept(1)}=osol2",
+        targets="osol2",
+    )
+    there = target({"": "", "a": "tosend:6"})
+    assert needs(held, osol2=listed(there)) == {kept(1): ["osol2"], "tosend": ["osol2"]}
+
+
+def test_a_complete_listing_without_a_base_needs_none() -> None:
+    held = source({"": f"{kept(1)}:1 tosend:3"}, retained=f"{kept(1)}=osol2", targets="osol2")
+    assert needs(held, osol2=listed(target({"": "theirs:9! complete"}))) == {}
 
 
 def test_a_joining_target_keeps_both_of_its_entries() -> None:

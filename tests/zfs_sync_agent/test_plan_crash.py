@@ -5,9 +5,12 @@ on a target of its only common guid. I2: the source never drops a guid that a ta
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from check_zfs_sync.service import SyncResource, Target
 from check_zfs_sync.statefile import Attempt, TargetState
@@ -139,17 +142,23 @@ def guard(state: World, nodes: Sequence[str]) -> None:
     state.watch = watch
 
 
-def unsettled(state: World, nodes: Sequence[str]) -> list[str]:
+def unsettled(state: World, nodes: Sequence[str], *, recursive: bool, by_hand: bool) -> list[str]:
     """Return what is not as it is after a good run."""
     wrong = []
     sources = {n[len(SRC) :]: one for n, one in state.pools["osol1"].items() if n.startswith(SRC)}
     for name, here in sources.items():
-        if set(here.snaps) != {"sent"}:
-            wrong.append(f"source{name}: {sorted(here.snaps)}")
+        if name and not recursive:
+            continue
+        if (left := {one for one, snap in here.snaps.items() if snap.rid}) != {"sent"}:
+            wrong.append(f"source{name}: {sorted(left)}")
         for node in nodes:
             there = state.pools[node].get(DST + name)
             held = {} if there is None else there.snaps
-            own = {n: snap for n, snap in held.items() if snap.rid and n != "hand"}
+            own = {
+                name: snap
+                for name, snap in held.items()
+                if snap.rid and not (by_hand and name.startswith(("hand", "recv-")))
+            }
             if set(own) != {"sent"} or own["sent"].guid != here.snaps["sent"].guid:
                 wrong.append(f"{node}{name}: {own}")
     if RETAINED in state.pools["osol1"][SRC].props:
@@ -162,20 +171,36 @@ def resource_for(nodes: Sequence[str], **changes: object) -> SyncResource:
     return notation.resource(targets=targets, **changes)
 
 
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Say at the end how much was tried."""
+    yield
+    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal.write_line(f" {dict(COUNTS)}")
+
+
 class Lab:
     """Runs the agent in worlds and counts what it did."""
 
     def __init__(self, resource: SyncResource, *, lazy_joins: bool = False) -> None:
         self.resource, self.lazy_joins = resource, lazy_joins
         self.nodes = [target.node for target in resource.targets]
-        self.states = self.kills = 0
 
     def run(self, state: World) -> list[str] | None:
         """Run once; return the results, one per target, None if it was killed."""
+        COUNTS["runs"] += 1
         outcomes = run_agent(state, self.resource, lazy_joins=self.lazy_joins)
         if outcomes is None:
             return None
         return [one.error.reason if one.error else "ok" for one in outcomes]
+
+    def unsettled(self, state: World, *, by_hand: bool) -> list[str]:
+        """Return what is not as it is after a good run."""
+        return unsettled(state, self.nodes, recursive=self.resource.recursive, by_hand=by_hand)
 
     def length(self, start: World) -> int:
         """Return how many steps one undisturbed run takes."""
@@ -184,13 +209,18 @@ class Lab:
         self.run(state)
         return state.steps
 
-    def converge(self, state: World, why: str, *, expect_no_full: bool = True) -> None:
-        """Assert that a few undisturbed runs put everything in order."""
+    def converge(
+        self, state: World, why: str, *, expect_no_full: bool = True, by_hand: bool = False
+    ) -> None:
+        """Assert that a few undisturbed runs put everything in order.
+
+        `by_hand`: someone renamed our snapshots; a receive may rename those once more, to recv-*.
+        """
         state.fuse, state.lose, state.down = None, None, set()
         results: list[list[str] | None] = []
         for _ in range(RUNS):
             results.append(self.run(state))
-            if not (wrong := unsettled(state, self.nodes)):
+            if not (wrong := self.unsettled(state, by_hand=by_hand)):
                 break
         assert not wrong, f"{why}: {wrong}\n{results}\n{story(state)}"
         if expect_no_full:
@@ -198,28 +228,28 @@ class Lab:
 
     def kill_everywhere(self, start: World, *, full: bool = False) -> None:
         """Kill a run at each of its steps; let a target be away in the run after it; converge."""
-        self.states += 1
+        COUNTS["start states"] += 1
         away = [set(), *({node} for node in self.nodes)] if len(self.nodes) > 1 else [set()]
         for fuse, down in itertools.product(range(self.length(start) + 1), away):
             state = start.copy()
             guard(state, self.nodes)
             state.fuse = fuse
             self.run(state)
-            self.kills += 1
+            COUNTS["kill points"] += 1
             state.fuse, state.down = None, down
             self.run(state)
             self.converge(state, f"killed after {fuse}, away {down}", expect_no_full=not full)
 
     def lose_everywhere(self, start: World, *, full: bool = False) -> None:
         """Let each target stop answering at each step, for one run and for another; converge."""
-        self.states += 1
+        COUNTS["start states"] += 1
         steps = range(self.length(start) + 1)
         for node, after, again in itertools.product(self.nodes, steps, (False, True)):
             state = start.copy()
             guard(state, self.nodes)
             state.lose = (node, after)
             self.run(state)
-            self.kills += 1
+            COUNTS["kill points"] += 1
             if again:
                 self.run(state)
             self.converge(state, f"{node} lost after {after}, {again=}", expect_no_full=not full)
@@ -310,27 +340,21 @@ def nodes_of(start: World) -> tuple[str, ...]:
 
 
 @cases(STARTS, PAIRS)
-def test_a_run_killed_at_any_step_loses_no_base_and_heals(
-    start: str, *, lazy_joins: bool
-) -> None:
+def test_a_run_killed_at_any_step_loses_no_base_and_heals(start: str, *, lazy_joins: bool) -> None:
     state = {**STARTS, **PAIRS}[start]()
     lab = Lab(resource_for(nodes_of(state)), lazy_joins=lazy_joins)
     lab.kill_everywhere(state)
 
 
 @cases(STARTS, PAIRS)
-def test_a_target_lost_at_any_step_loses_no_base_and_heals(
-    start: str, *, lazy_joins: bool
-) -> None:
+def test_a_target_lost_at_any_step_loses_no_base_and_heals(start: str, *, lazy_joins: bool) -> None:
     state = {**STARTS, **PAIRS}[start]()
     lab = Lab(resource_for(nodes_of(state)), lazy_joins=lazy_joins)
     lab.lose_everywhere(state)
 
 
 @cases(FIRST)
-def test_a_first_sync_killed_at_any_step_heals(
-    start: str, *, lazy_joins: bool
-) -> None:
+def test_a_first_sync_killed_at_any_step_heals(start: str, *, lazy_joins: bool) -> None:
     state = FIRST[start]()
     lab = Lab(resource_for(nodes_of(state)), lazy_joins=lazy_joins)
     lab.kill_everywhere(state, full=True)
@@ -343,6 +367,144 @@ def test_a_first_sync_that_loses_a_target_at_any_step_heals(
     state = FIRST[start]()
     lab = Lab(resource_for(nodes_of(state)), lazy_joins=lazy_joins)
     lab.lose_everywhere(state, full=True)
+
+
+ALONE = {"": "sent:1"}
+THREE = {"": "sent:1", "a": "sent:1", "b": "sent:1"}
+
+
+def moved(state: World, old: str, new: str) -> World:
+    """Return the world after a child of the source was renamed."""
+    datasets = state.pools["osol1"]
+    datasets[f"{SRC}/{new}"] = datasets.pop(f"{SRC}/{old}")
+    return state
+
+
+def swapped(state: World, one: str, two: str) -> World:
+    """Return the world after two children of the source exchanged their names."""
+    return moved(moved(moved(state, one, "x"), two, one), "x", two)
+
+
+VARIANTS: dict[str, tuple[dict[str, object], Callable[[], World]]] = {
+    "not recursive": (
+        {"recursive": False},
+        lambda: world({**ALONE, "a": ""}, ALONE),
+    ),
+    "not recursive, B left": (
+        {"recursive": False},
+        lambda: world({"": LEFT[""], "a": ""}, {"": LEFT[""]}),
+    ),
+    "with history": (
+        {"intermediary": True},
+        lambda: world({"": "sent:1 daily:2!", "a": "sent:1 daily:2!"}, BOTH),
+    ),
+    "with history, lagging": (
+        {"intermediary": True},
+        lambda: world(
+            {"": "kept:1 sent:2 daily:3!", "a": "kept:1 sent:2 daily:3!"},
+            BOTH,
+            retained="kept:1=osol2",
+        ),
+    ),
+    "a foreign child": ({}, lambda: world(BOTH, {**BOTH, "x": "sent:7! tosend:8!"})),
+    "a foreign snapshot": ({}, lambda: world(BOTH, {"": "sent:1 theirs:2!", "a": "sent:1"})),
+    "a gone child": ({}, lambda: world(ALONE, BOTH)),
+    "a renamed child": ({}, lambda: moved(world(BOTH, BOTH), "a", "b")),
+    "two swapped children": ({}, lambda: swapped(world(THREE, THREE), "a", "b")),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_cut_run_of_another_kind_loses_no_base_and_heals(variant: str) -> None:
+    options, start = VARIANTS[variant]
+    lab = Lab(resource_for(ONE, **options))
+    lab.kill_everywhere(start())
+    lab.lose_everywhere(start())
+
+
+# --- children come and go between cut runs -----------------------------------------------------
+
+CHILDREN = st.sampled_from(["a", "b", "c", "a/d"])
+CUTS = st.integers(0, 25)
+EVENTS = st.one_of(
+    st.tuples(st.just("create"), CHILDREN),
+    st.tuples(st.just("destroy"), CHILDREN),
+    st.tuples(st.just("rename"), CHILDREN, CHILDREN),
+    st.tuples(st.just("write on the replica"), CHILDREN),
+    st.tuples(st.just("run")),
+    st.tuples(st.just("kill"), CUTS),
+    st.tuples(st.just("lose"), CUTS),
+)
+
+
+def happen(lab: Lab, state: World, event: Sequence[object]) -> None:
+    """Let one thing happen."""
+    state.fuse, state.lose, state.down = None, None, set()
+    guard(state, lab.nodes)
+    match event:
+        case ["kill", int(step)]:
+            state.fuse = state.steps + step
+            lab.run(state)
+        case ["lose", int(step)]:
+            state.lose = ("osol2", state.steps + step)
+            lab.run(state)
+        case ["run"]:
+            lab.run(state)
+        case ["write on the replica", str(name)]:
+            if replica := state.pools["osol2"].get(f"{DST}/{name}"):
+                replica.written = 4096
+        case [verb, *names]:
+            change_source(state, str(verb), [f"{SRC}/{name}" for name in names])
+
+
+def change_source(state: World, verb: str, names: Sequence[str]) -> None:
+    """Create, destroy or rename a child, if ZFS would."""
+    here = state.pools["osol1"]
+    there = names[-1] in here
+    parent = names[-1].rpartition("/")[0]
+    inside = [one for one in here if f"{one}/".startswith(f"{names[0]}/")]
+    if verb == "create" and not there and parent in here:
+        txg = state.next_txg()
+        here[names[0]] = Dataset(txg, txg)
+    elif verb == "destroy":
+        for one in inside:
+            del here[one]
+    elif verb == "rename" and not there and parent == SRC:
+        for one in inside:
+            here[names[1] + one[len(names[0]) :]] = here.pop(one)
+
+
+def tried(events: Sequence[Sequence[object]], nodes: Sequence[str]) -> None:
+    """Let things happen, then assert that all is put in order."""
+    lab, state = Lab(resource_for(nodes)), world(BOTH, *[BOTH] * len(nodes))
+    for event in events:
+        state.log.append(f"--- {event}")
+        happen(lab, state, event)
+    guard(state, lab.nodes)
+    lab.converge(state, f"{events}", expect_no_full=False)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(EVENTS, max_size=12))
+def test_whatever_happens_between_cut_runs_heals(events: list[tuple[object]]) -> None:
+    tried(events, ONE)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(EVENTS, max_size=12))
+def test_whatever_happens_to_one_of_two_targets_heals(events: list[tuple[object]]) -> None:
+    tried(events, TWO)
+
+
+@pytest.mark.parametrize("middle", range(14))
+def test_a_join_that_was_cut_twice_heals(middle: int) -> None:
+    for last in range(14):
+        tried([("lose", 0), ("lose", middle), ("kill", last)], TWO)
+
+
+def test_a_join_that_was_cut_three_times_heals() -> None:
+    for last in range(12):
+        tried([("lose", 0), ("lose", 1), ("kill", 6), ("lose", last)], TWO)
 
 
 # --- whatever stands under whatever name -------------------------------------------------------
@@ -393,10 +555,11 @@ def test_a_base_is_found_under_whatever_name_it_is_kept(source: str) -> None:
             both, there = {"": words, "a": words}, {"": held, "a": child}
             state = after_a_failure(world(both, there, retained=retained, known=ONE))
             before = {n: set(one.snaps.values()) for n, one in state.pools["osol2"].items()}
-            lab.states += 1
+            COUNTS["start states"] += 1
             guard(state, ONE)
             if heals(words, held) and heals(words, child):
-                lab.converge(state, f"{source}, target {held!r}, child {child!r}")
+                why = f"{source}, target {held!r}, child {child!r}"
+                lab.converge(state, why, by_hand="hand" in held + child)
             elif not heals(words, held):
                 results = lab.run(state)
                 after = {n: set(one.snaps.values()) for n, one in state.pools["osol2"].items()}

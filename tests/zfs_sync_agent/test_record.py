@@ -1,4 +1,4 @@
-"""The state file is whole or the old one, and says no more than was proven; locks outlive parents."""
+"""The state file is whole or the old one and says no more than was proven; locks outlive it."""
 
 import os
 import stat
@@ -252,7 +252,7 @@ def test_a_push_without_room_leaves_the_old_copy(far: tuple[Record, Path], side:
     path.parent.mkdir(parents=True)
     path.write_text("old")
     side.shell.run(("true",))
-    side.shell._send(b"ulimit -f 0; trap '' XFSZ\n")  # noqa: SLF001 - no file may grow any more
+    side.shell._send(b"ulimit -f 0; trap '' XFSZ\n")
     with pytest.raises(CommandFailed):
         rec.push(side, "osol2")
     assert {one.name: one.read_text() for one in path.parent.iterdir()} == {path.name: "old"}

@@ -186,7 +186,7 @@ def test_ssh_gets_a_command_as_one_word(tmp_path: Path) -> None:
 
 
 def test_a_missing_ssh_is_no_answer_that_names_it() -> None:
-    with pytest.raises(NoAnswer, match="exit 127 .*no-such-ssh: not found"):
+    with pytest.raises(NoAnswer, match=r"exit 127 .*no-such-ssh: not found"):
         Shell("osol2", ("no-such-ssh",)).run(("true",))
 
 
@@ -409,7 +409,8 @@ def test_the_data_connection_runs_its_commands_in_turn() -> None:
 
 
 def test_the_remote_data_connection_is_one_ssh_with_one_command() -> None:
-    words = Shell("osol2", ("ssh",)).data_words([("zfs", "receive", "a b"), ("zfs", "receive", "c")])
+    commands = [("zfs", "receive", "a b"), ("zfs", "receive", "c")]
+    words = Shell("osol2", ("ssh",)).data_words(commands)
     assert words[-2:] == ("osol2", "zfs receive 'a b' && zfs receive c")
 
 
@@ -437,7 +438,7 @@ def test_a_failed_ssh_is_shown_without_the_shell_that_keeps_the_lock() -> None:
 def test_every_child_ends_with_its_descendants_at_a_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = transport._Children()  # noqa: SLF001 - its own one, as it ends for good
+    children = transport._Children()
     monkeypatch.setattr(transport, "children", children)
     script = f"sleep 60 & echo $! > {tmp_path}/pid; printf data; wait"
     ended: list[object] = []
@@ -454,7 +455,7 @@ def test_every_child_ends_with_its_descendants_at_a_signal(
 
 
 def test_after_a_signal_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    children = transport._Children()  # noqa: SLF001 - its own one, as it ends for good
+    children = transport._Children()
     monkeypatch.setattr(transport, "children", children)
     children.kill_all()
     with pytest.raises(NoAnswer, match="signal"):
