@@ -324,8 +324,7 @@ def _handle_signals() -> None:
     def end(signum: int, _: FrameType | None) -> None:
         for one in signals:  # the end is under way; a second signal must not cut it
             signal.signal(one, signal.SIG_IGN)
-        transport.children.kill_all()
-        raise Interrupted(signum)
+        transport.children.interrupt(signum)
 
     for one in signals:
         signal.signal(one, end)

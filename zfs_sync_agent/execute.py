@@ -323,8 +323,20 @@ class Run:
         self, source: SourceView, abreast: list[Worker], joining: list[Worker], *, leftover: bool
     ) -> SourceView:
         """Make the intent durable before anything is sent; an earlier one is not taken again."""
+        stale = [
+            worker
+            for worker in joining
+            if worker.view and plan.is_stale_join(source, worker.view, self.names)
+        ]
+        for worker in stale:
+            with self.record.exclusive():
+                self._keep_join(self.side, worker.node, drop_others=False)
         held = source.tree.datasets[ROOT].snapshots
-        new = [worker for worker in joining if self.names.tosend_for(worker.node) not in held]
+        new = [
+            worker
+            for worker in joining
+            if worker in stale or self.names.tosend_for(worker.node) not in held
+        ]
         if new:
             # The property comes first: it is how the next run finds a snapshot that a kill left.
             with self.record.exclusive():
@@ -383,32 +395,37 @@ class Run:
                 self._branch(worker, source, goal)
             finally:  # a state file that cannot be pushed must not leave the join open
                 if worker.branch is not None and worker.branch.reached:
-                    self._finish_join(worker, goal)
+                    self._finish_join(worker)
         finally:
             worker.source_side.shell.close()
             worker.side.shell.close()
             worker.lock.close()
 
-    def _finish_join(self, worker: Worker, goal: str) -> None:
-        """Make the join's snapshot a kept base; both names stand in the property meanwhile."""
-        side = worker.source_side
-        recursive = self.resource.recursive
+    def _finish_join(self, worker: Worker) -> None:
+        """Make the join's snapshot the base that is kept for the node, and the only one."""
         with self.record.exclusive():
-            source = observe.observe_source(
-                side, self.src, self.names, self.who.rid_value, recursive=recursive
-            )
-            guids = source.tree.guids(goal)
-            if not guids:
-                return
-            kept = plan.kept_name(source.tree, self.names, guids, goal)
-            retained = {name: nodes - {worker.node} for name, nodes in source.retained.items()}
-            retained[goal] = retained[kept] = frozenset({worker.node})
-            self._set_targets(side, lambda known: known | {worker.node})
-            set_retained(self.context, side, self.src, retained)
-            for step in plan.rename_own(source.tree, goal, kept, recursive=recursive):
-                change(self.context, side, step)
-            del retained[goal]
-            set_retained(self.context, side, self.src, retained)
+            self._set_targets(worker.source_side, lambda known: known | {worker.node})
+            self._keep_join(worker.source_side, worker.node, drop_others=True)
+
+    def _keep_join(self, side: Side, node: str, *, drop_others: bool) -> None:
+        """Rename the join's snapshot to a kept name; both stand in the property meanwhile."""
+        goal = self.names.tosend_for(node)
+        recursive = self.resource.recursive
+        source = observe.observe_source(
+            side, self.src, self.names, self.who.rid_value, recursive=recursive
+        )
+        guids = source.tree.guids(goal)
+        if not guids:
+            return
+        kept = plan.kept_name(source.tree, self.names, guids, goal)
+        dropped = {node} if drop_others else set()
+        retained = {name: nodes - dropped for name, nodes in source.retained.items()}
+        retained[goal] = retained[kept] = frozenset({node})
+        set_retained(self.context, side, self.src, retained)
+        for step in plan.rename_own(source.tree, goal, kept, recursive=recursive):
+            change(self.context, side, step)
+        del retained[goal]
+        set_retained(self.context, side, self.src, retained)
 
     def _set_targets(
         self, side: Side, change_to: Callable[[frozenset[str]], frozenset[str]]

@@ -16,7 +16,7 @@ Invariants, each with the test that holds it, stand in zfs_sync(7).
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -454,22 +454,28 @@ def role(source: SourceView, target: TargetView, names: Names) -> Role:
     while it is sent. A base that is not older than A (that of a finished join) is as good as A. If
     the source has no A, nobody is there to be held up: the first sync.
     """
-    own_intent = names.tosend_for(target.node)
-    if own_intent in source.tree.datasets[ROOT].snapshots and unproven(
-        source.tree, target.tree, own_intent
-    ):
-        return Role.JOINING  # a join was cut: its root is there first, the rest may be long
     root = source.tree.datasets[ROOT]
     last, intent = root.snapshots.get(names.sent), root.snapshots.get(names.tosend)
+    common = _newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
+    joining = root.snapshots.get(names.tosend_for(target.node))
+    resumable = joining is not None and not is_stale_join(source, target, names)
+    if resumable and unproven(source.tree, target.tree, names.tosend_for(target.node)):
+        return Role.JOINING  # it was cut: the root is there first, the rest may be long
     if last is None:
         return Role.ABREAST
-    twin = target.tree.datasets.get(ROOT) if target.tree else None
-    common = _newest_common(root, twin)
     if common is None or (common.name != last.name and common.order < last.order):
         return Role.JOINING
     if intent is not None and common.name != intent.name and common.order > intent.order:
         return Role.AHEAD
     return Role.ABREAST
+
+
+def is_stale_join(source: SourceView, target: TargetView, names: Names) -> bool:
+    """Tell whether the snapshot of a join that was cut is older than what the target got since."""
+    root = source.tree.datasets[ROOT]
+    joining = root.snapshots.get(names.tosend_for(target.node))
+    common = _newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
+    return joining is not None and common is not None and common.order > joining.order
 
 
 def plan_branch(
@@ -970,6 +976,9 @@ def _half_rotated(
         and stand.common is not None
         and names.is_own(stand.common.name)
         and not stand.has_goal
+        and not _lost_on_source(
+            source.datasets[stand.relative], target.tree.datasets[stand.target], who
+        )
     }
     intents = {names.tosend, names.tosend_for(target.node)}
 
@@ -1014,7 +1023,7 @@ def _rotate_to(
     tree = target.tree
     assert tree is not None  # noqa: S101 - want speaks of its datasets
     names = Names(resource.snap_prefix)
-    known = {s.guid for d in source.datasets.values() for s in d.snapshots.values()}
+    known = {s.guid: s for d in source.datasets.values() for s in d.snapshots.values()}
     listing = _Listing(tree, recursive=resource.recursive)
     changes: list[zfs.Change] = []
     for name, dataset in tree.datasets.items():
@@ -1024,7 +1033,8 @@ def _rotate_to(
     for name, guid in want.items():
         for snap in tree.datasets[name].snapshots.values():
             mine = snap.rid is not None or snap.guid in known
-            if _is_agents_name(names, snap) and mine and snap.guid != guid:
+            newer = snap.guid in known and known[snap.guid].order > known[guid].order
+            if _is_agents_name(names, snap) and mine and snap.guid != guid and not newer:
                 own.setdefault(snap.name, set()).add(name)
     for snapshot, holders in sorted(own.items()):
         changes += listing.destroy(snapshot, holders)
@@ -1047,7 +1057,7 @@ def _is_agents_name(names: Names, snap: Snapshot) -> bool:
 
 
 def _set_aside(
-    listing: _Listing, dataset: Dataset, names: Names, source: Tree, known: set[str]
+    listing: _Listing, dataset: Dataset, names: Names, source: Tree, known: Container[str]
 ) -> list[zfs.Change]:
     """Take the own names of a dataset that is gone on the source out of the way of -r.
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from plumbum import CommandNotFound, local
 
-from zfs_sync_agent.errors import NoAnswer, Stalled
+from zfs_sync_agent.errors import Interrupted, NoAnswer, Stalled
 
 # cron's PATH is /usr/bin:/bin, and sshd's for a command is no longer; zfs lives in sbin.
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -83,6 +83,8 @@ class _Children:
         self._lock = threading.RLock()  # a signal's handler may come while it is held
         self._running: set[Any] = set()
         self._ended = False
+        self._starting = False  # the main thread is between starting a child and noting it
+        self._noted: int | None = None
 
     def start(self, words: Words, fds: Sequence[int], **streams: Any) -> Any:
         """Start a command in a group of its own; NoAnswer where there is no such program."""
@@ -96,9 +98,27 @@ class _Children:
         with self._lock:
             if self._ended:
                 raise NoAnswer("the run is being ended by a signal")
-            child = command.popen(new_session=True, pass_fds=tuple(fds), **streams)
-            self._running.add(child)
+            self._starting = main = threading.current_thread() is threading.main_thread()
+            try:
+                child = command.popen(new_session=True, pass_fds=tuple(fds), **streams)
+                self._running.add(child)
+            finally:
+                self._starting = False
+        if main and self._noted is not None:
+            kill_group(child)
+            raise Interrupted(self._noted)
         return child
+
+    def interrupt(self, signum: int) -> None:
+        """End every child and raise Interrupted: a signal's handler.
+
+        In the middle of a start it is only noted: the child that is being started has to be known.
+        """
+        self.kill_all()
+        if self._starting:
+            self._noted = signum
+            return
+        raise Interrupted(signum)
 
     def forget(self, child: Any) -> None:
         with self._lock:
