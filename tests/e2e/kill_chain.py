@@ -187,15 +187,15 @@ class Chain:
     def change(self) -> None:
         """Change data everywhere; rename, create and destroy children.
 
-        One of the destroyed ones was seen to be gone by a run before: this run will destroy it on
-        the target.
+        With one target, one of the destroyed ones was seen to be gone by a run before: the run
+        that is killed will destroy it there.
         """
         world, src = self.world, self.world.src
         self.serial += 1
-        if self.young:
+        if self.young and len(world.targets) == 1:
             self._destroy(self.young.pop(0))
             self._ordinary_run()
-        if self.young:
+        while self.young:
             self._destroy(self.young.pop(0))
         for relative in ("", "/a", "/a/x", "/b"):
             self._write(f"{src}{relative}")
@@ -378,10 +378,9 @@ class Chain:
         There it keeps the holds of a `send -R` that was killed, and now and then, after a kill,
         those of the sends of the same dataset that come after it.
         """
-        for node in self.world.nodes:
-            if node.holds():
-                self.amid["held"] += 1
-                node.release_holds()
+        if self.world.source.holds():
+            self.amid["held"] += 1
+            self.world.source.release_holds()
 
     def _strays(self, node: Node) -> set[int]:
         return node.strays() - self.servers[node.name].pids

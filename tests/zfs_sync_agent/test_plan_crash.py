@@ -178,9 +178,11 @@ COUNTS: Counter[str] = Counter()
 def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
     """Say at the end how much was tried."""
     yield
-    terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:
-        terminal.write_line(f" {dict(COUNTS)}")
+    plugins = request.config.pluginmanager
+    capture, terminal = plugins.get_plugin("capturemanager"), plugins.get_plugin("terminalreporter")
+    if capture is not None and terminal is not None:
+        with capture.global_and_fixture_disabled():
+            terminal.write_line(f" {dict(COUNTS)}")
 
 
 class Lab:
