@@ -360,7 +360,10 @@ class Chain:
         self._count(node)
         if not fired:
             raise Violation("the fault did not fire: the run is not the one that was watched")
-        self.struck += fired and (self.way in RECEIVING or running.returncode in KILLED)
+        struck = self.way in RECEIVING or running.returncode in KILLED
+        self.struck += struck
+        if not struck:
+            print(f"not struck: exit status {running.returncode} {stderr}")  # noqa: T201
         eventually(
             "all that the killed run left behind comes to its end",
             lambda: not any(self._strays(one) for one in world.nodes),
