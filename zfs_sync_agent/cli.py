@@ -315,11 +315,7 @@ def _gist(reason: str) -> str:
 
 
 def _handle_signals() -> None:
-    signals = [
-        one
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        if signal.getsignal(one) is not signal.SIG_IGN  # nohup
-    ]
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def end(signum: int, _: FrameType | None) -> None:
         for one in signals:  # the end is under way; a second signal must not cut it
