@@ -21,7 +21,7 @@ pytestmark = pytest.mark.zfs
 # KILL_ALL=1 leaves no kill point out; it takes a quarter of an hour.
 EVERYTHING = bool(os.environ.get("KILL_ALL"))
 READINGS = 2  # how many of the commands that only read are kill points
-CHANGES_OF_TWO = 10  # how many of those that change something, where there are two targets
+CHANGES_OF_TWO = 6  # how many of those that change something, where there are two targets
 TRANSFERS = 4 if EVERYTHING else 1  # how many random bytes per way to kill
 
 
