@@ -7,6 +7,7 @@ from threading import Thread
 import pytest
 
 from tests.e2e.conftest import OSOL1, OSOL2, SOURCE, T1, T2, make_tree
+from tests.e2e.test_targets import kill_ssh_sessions
 from tests.e2e.world import CONFIG_DIR, CRITICAL, MARK, OK, World, ended
 from tests.lab import Node
 
@@ -38,6 +39,28 @@ def test_the_standby_of_the_symmetric_file_never_sends(one_target: World) -> Non
     assert [row["status"] for row in world.status(world.target)] == ["standby"]
     assert [row["status"] for row in world.status()] == ["up"]
     world.assert_check(OK)
+
+
+def test_the_standby_of_a_first_sync_that_was_cut_leaves_the_live_source_alone(
+    one_target: World,
+) -> None:
+    world = one_target
+    # With older history each dataset has a stream of its own, root first.
+    world.source.zfs("snapshot", f"{world.src}@old")
+    lost = f"{kill_ssh_sessions()}; exit 1"
+    cut = world.target.fault("zfs", ["receive", f"{world.dst}/b"], lost, when="instead")
+    world.sync(expect=1)
+    assert cut.fired
+    world.target.clear_faults()
+    assert world.exists(world.target, f"{world.dst}@tosend")
+    before = world.picture(world.source)
+    for _ in range(3):
+        world.sync(node=world.target)
+        assert world.picture(world.source) == before
+    world.sync()
+    world.sync()
+    world.assert_equal()
+    assert world.prop(world.source, MARK, world.src).value == "-"
 
 
 def test_both_nodes_of_the_symmetric_file_fire_at_once(one_target: World) -> None:
