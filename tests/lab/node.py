@@ -212,7 +212,7 @@ class Node(SshHost):
             return not (result.returncode and "busy" in result.stderr)
 
         try:
-            eventually(f"{argv} is not busy", done, 5)
+            eventually(f"{argv} is not busy", done, 60)
         except LabError as busy:
             raise CommandError(argv, result.returncode, result.stdout, result.stderr) from busy
         if result.returncode:
