@@ -29,13 +29,17 @@ LAYERS = (
     {"check_zfs_sync.plugin", "zfs_sync_agent.errors", "zfs_sync_agent.model"},
     {"check_zfs_sync.__main__", "zfs_sync_agent.transport", "zfs_sync_agent.zfs"},
     {"zfs_sync_agent.plan"},
+    {"zfs_sync_agent.handover"},
+    {"zfs_sync_agent.consent"},
     {"zfs_sync_agent.observe"},
     {"zfs_sync_agent.branch", "zfs_sync_agent.record"},
+    {"zfs_sync_agent.repair"},
     {"zfs_sync_agent.execute", "zfs_sync_agent.status"},
+    {"zfs_sync_agent.forget", "zfs_sync_agent.mend"},
     {"zfs_sync_agent.cli"},
     {"zfs_sync_agent", "zfs_sync_agent.__main__"},
 )
-PURE = ("zfs_sync_agent.plan", "zfs_sync_agent.zfs", "zfs_sync_agent.model")
+PURE = tuple(f"zfs_sync_agent.{name}" for name in ("consent", "handover", "model", "plan", "zfs"))
 # What lets a module reach the world, or ask what time it is.
 WORLD = {
     *(

@@ -166,12 +166,12 @@ class Branch:
         self.proven = not last.broken
         if last.broken:
             full = [self.source.tree.full(name) for name in last.broken]
-            pool = self.view.dst.split("/", 1)[0]
+            who = self.context.who
             raise BrokenChain(
                 f"chain broken: no common snapshot on {self.view.node} for {', '.join(full)}",
                 untouched="these datasets; the others of the tree are in sync",
-                hint=f"on {self.view.node} move each of them out of {self.view.dst} (zfs rename"
-                f" {self.view.dst}/... {pool}/...); the next run sends it in full",
+                hint=f"zfs_sync_agent -s {who.service} --rid {who.rid} --node {self.view.node}"
+                " syncresync; it keeps what is there beside dst, and sends them anew",
             )
 
     def _missing(self, branch: plan.Branch) -> list[str]:
@@ -338,7 +338,7 @@ class Branch:
         context, view = self.context, self.view
         tree = view.tree
         assert tree is not None  # noqa: S101 - the goal was proven in it
-        if view.mark is None:
+        if view.mark != context.who.mark:
             change(context, self.side, zfs.set_property(view.dst, MARK, context.who.mark))
             if context.resource.replica_readonly:
                 change(context, self.side, zfs.set_readonly(view.dst))

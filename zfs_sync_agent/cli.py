@@ -18,7 +18,7 @@ from typing import NoReturn
 from check_zfs_sync import __version__
 from check_zfs_sync.service import Service, SyncResource, Target, load_services
 from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import plan, record, status, transport
+from zfs_sync_agent import forget, plan, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
     EXIT_FAILED,
@@ -31,6 +31,7 @@ from zfs_sync_agent.errors import (
     worst_exit,
 )
 from zfs_sync_agent.execute import Outcome, Run, Settings
+from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import Names
 from zfs_sync_agent.record import Record
 
@@ -46,18 +47,26 @@ GROUPS = {
     "syncnodes": frozenset({"nodes", "local", "named"}),
     "syncdrp": frozenset({"drpnodes"}),
     "syncupdate": frozenset({"nodes", "local", "named", "drpnodes"}),
-    "syncfull": frozenset({"nodes", "local", "named", "drpnodes"}),
+}
+RUNS = {
+    ("syncresync", False): ResyncRun,
+    ("syncresync", True): DiscardRun,
+    ("syncfull", False): FullRun,
+    ("syncfull", True): InPlaceRun,
 }
 ACTIONS = {
     "syncnodes": "synchronize the targets of `nodes`, local and named ones",
     "syncdrp": "synchronize the targets of `drpnodes`",
     "syncupdate": "synchronize all targets",
-    "syncfull": "consent to fill a target whose replica is gone or was moved away",
+    "syncresync": "roll a target back to the last common snapshots, and keep the rest beside it",
+    "syncfull": "send everything to a target anew, and replace what is there",
+    "takeover": "make this node the source",
+    "forget": "SERVICE RID [NODE]: remove the traces of what is no longer configured",
     "status": "show every resource and target, from the state files of this node",
     "validate": "check the service files and say what is ignored",
 }
-# Part of the command line, and of a later version.
-LATER = ("syncresync", "takeover", "forget")
+# A person asks for these: what a sync passes over in silence is told.
+ASKED = ("syncresync", "syncfull", "takeover", "forget")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,12 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
         "\nconfiguration, 3 a broken chain or a refusal: a person must act. See zfs_sync_agent(8).",
     )
     add = parser.add_argument
-    add("action", choices=[*ACTIONS, *LATER], metavar="ACTION", help="see below")
+    add("action", choices=list(ACTIONS), metavar="ACTION", help="see below")
+    add("words", nargs="*", metavar="WORD", help="forget: SERVICE RID [NODE]")
     add("-s", "--service", action="append", default=[], help="only this service (repeatable)")
     add("--rid", action="append", default=[], help="only this sync resource (repeatable)")
     add("--node", action="append", default=[], help="only this target (repeatable)")
     add("-n", "--dry-run", action="store_true", help="print the plan, change nothing")
     add("-v", "--verbose", action="store_true", help="log to stderr too")
+    add("--discard", action="store_true", help="syncresync: keep nothing of what is rolled back")
+    add("--in-place", action="store_true", help="syncfull: destroy what is there first")
     add("--json", action="store_true", help="status as a list of JSON objects")
     add("--config-dir", metavar="DIR", default=CONFIG_DIR, help=f"service files ({CONFIG_DIR})")
     add("--state-dir", metavar="DIR", default=STATE_DIR, help=f"state files ({STATE_DIR})")
@@ -114,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for problem in problems:
         print(problem, file=sys.stderr)
+    if args.action == "forget":
+        return forget.run(args, services, doubtful=bool(problems))
     codes = {EXIT_USAGE} if problems else {EXIT_OK}
     resources = [one for service in services for one in service.resources]
     if complaint := _unknown_names(args, resources, problems=bool(problems)):
@@ -134,16 +148,22 @@ def _unknown_names(
     args: argparse.Namespace, resources: list[SyncResource], *, problems: bool
 ) -> str | None:
     """Return what is wrong with the command line as a whole, None if nothing is."""
-    if args.action in LATER:
-        return f"{args.action} is not in this version ({__version__}); see zfs_sync_agent(8)"
+    if args.words:
+        return f"{args.action} takes no words: {' '.join(args.words)}"
+    for option, given, action in (
+        ("--discard", args.discard, "syncresync"),
+        ("--in-place", args.in_place, "syncfull"),
+    ):
+        if given and args.action != action:
+            return f"{option} belongs to {action}"
     rids = {one.rid for one in resources}
     nodes = {target.node for one in resources for target in one.targets}
     for option, given, known in (("--rid", args.rid, rids), ("--node", args.node, nodes)):
         if unknown := [name for name in given if name not in known]:
             listed = ", ".join(sorted(known)) or "none"
             return f"{option} {unknown[0]}: unknown; the service files have: {listed}"
-    if args.action == "syncfull" and not args.node:
-        return "syncfull: say which target with --node: it sends everything again"
+    if args.action in ("syncresync", "syncfull") and not args.node:
+        return f"{args.action}: say which target with --node: it replaces what is there"
     if not resources and not problems and args.action != "validate":
         return f"no zfs sync resource in {args.config_dir}; see zfs_sync.conf(5)"
     return None
@@ -177,11 +197,11 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
     rec = Record(args.state_dir, empty)
     label = f"{resource.service}/{resource.rid}"
     try:
-        if not _wants_to_run(resource):
-            return EXIT_OK
+        if not _wants_to_run(resource, told=args.action in ASKED):
+            return EXIT_FAILED if args.action in ASKED else EXIT_OK
         lock = record.acquire(rec.lock_path())
         if isinstance(lock, int):
-            return _locked(label, resource, lock)
+            return _locked(label, resource, lock, told=args.action in ASKED)
         outcomes = _run(args, resource, rec, lock)
     except BrokenPipeError:
         raise
@@ -194,11 +214,15 @@ def _run_resource(args: argparse.Namespace, resource: SyncResource) -> int:
         LOG.exception("%s: internal failure", label)
         print(f"{label}: internal failure: {error!r}; please report it", file=sys.stderr)
         return EXIT_FAILED
-    return _tell(label, resource, rec, outcomes, news_only=not args.dry_run)
+    told = args.dry_run or args.action in ASKED
+    return _tell(label, resource, rec, outcomes, news_only=not told)
 
 
-def _wants_to_run(resource: SyncResource) -> bool:
-    """Tell what only_if says. Raises Misconfigured where there is no such command."""
+def _wants_to_run(resource: SyncResource, *, told: bool) -> bool:
+    """Tell what only_if says, to the person too if it is to be `told`.
+
+    Raises Misconfigured where there is no such command.
+    """
     if resource.only_if is None:
         return True
     code = transport.run_user_command(resource.only_if)
@@ -208,18 +232,23 @@ def _wants_to_run(resource: SyncResource) -> bool:
             untouched="everything",
             hint=f"name a command that exists and is executable ({resource.file})",
         )
+    if code and told:
+        label = f"{resource.service}/{resource.rid}"
+        print(f"{label}: not done: only_if = {resource.only_if} exits {code}", file=sys.stderr)
     return code == 0
 
 
-def _locked(label: str, resource: SyncResource, since: int) -> int:
+def _locked(label: str, resource: SyncResource, since: int, *, told: bool) -> int:
     """A second run is no failure, unless the first one is late itself."""
     held = record.now() - since
     text = f"another run has held the lock for {held} s, since {record.utc(since)}"
     LOG.info("%s - INFO - %s", label.upper().replace("/", "."), text)
-    if held <= resource.sync_max_delay:
+    late = held > resource.sync_max_delay
+    if not late and not told:
         return EXIT_OK
+    why = f": longer than sync_max_delay ({resource.sync_max_delay} s)" if late else ""
     print(
-        f"{label}: {text}: longer than sync_max_delay ({resource.sync_max_delay} s)\n"
+        f"{label}: {text}{why}\n"
         "  untouched: everything\n  next:      look at what it does: ps -ef | grep zfs",
         file=sys.stderr,
     )
@@ -244,15 +273,20 @@ def _run(
         dry_run=args.dry_run,
         show=print,
     )
+    if args.action == "takeover":
+        Run(context, settings, rec, lock, ()).take_over()
+        return []
     targets = [target for target in resource.targets if _is_wanted(args, target)]
     if not targets:
         lock.close()
         return []
-    return Run(context, settings, rec, lock, targets).go()
+    kind = RUNS.get((args.action, args.discard or args.in_place), Run)
+    return kind(context, settings, rec, lock, targets).go()
 
 
 def _is_wanted(args: argparse.Namespace, target: Target) -> bool:
-    return target.group in GROUPS[args.action] and (not args.node or target.node in args.node)
+    in_group = args.action in ASKED or target.group in GROUPS[args.action]
+    return in_group and (not args.node or target.node in args.node)
 
 
 # --- what is told -----------------------------------------------------------------------------

@@ -12,12 +12,10 @@ from dataclasses import dataclass, replace
 from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
 from check_zfs_sync.statefile import Success, digest
-from zfs_sync_agent import observe, plan, record, zfs
+from zfs_sync_agent import handover, observe, plan, record, zfs
 from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
 from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
 from zfs_sync_agent.model import (
-    MARK,
-    NO_REPLICA,
     RETAINED,
     ROOT,
     TARGETS,
@@ -29,6 +27,7 @@ from zfs_sync_agent.model import (
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.plan import Role
 from zfs_sync_agent.record import Lock, Record
+from zfs_sync_agent.repair import Swap
 from zfs_sync_agent.transport import Shell, quote
 
 
@@ -66,8 +65,10 @@ class Worker:
         self.error: SyncError | None = None
         self.begun = record.now()
         self.deep = False
+        self.swapped = False  # a syncfull that was cut came to its end in this run
         self.recorded = False
         self.joins = False
+        self.beside = False  # what is sent goes beside dst, and then takes its place
         self.thread: threading.Thread | None = None
 
     @property
@@ -105,6 +106,8 @@ class Worker:
 class Run:
     """One run of one resource under its lock."""
 
+    asked = False  # a person asked for it: what an ordinary run passes over in silence is told
+
     def __init__(
         self,
         context: Context,
@@ -135,9 +138,10 @@ class Run:
         """
         lock = record.acquire(self.record.lock_path(target.node))
         if not isinstance(lock, Lock):
-            self.context.info(
-                f"{target.node} is being worked on since {record.utc(lock)}; left to it"
-            )
+            what = f"{target.node} is being worked on since {record.utc(lock)}"
+            if self.asked:
+                raise CommandFailed(what, untouched=plan.UNTOUCHED, hint="try again later")
+            self.context.info(f"{what}; left to it")
             return None
         ssh = () if target.group == "local" else self.resource.ssh
         worker = Worker(target, lock, self._side(target.node, ssh, lock), self.side)
@@ -172,19 +176,29 @@ class Run:
             self._fail_all(error)
             return
         if plan.is_standby(source, self.who):
-            self._standby(source.replica_of)
-            return
+            if not self.resource.only_if:
+                self._stand_by(source)
+                return
+            self.context.warn("only_if passes on a standby: this node becomes the source")
+            self._take_over()
+            source = self._observe_source()
         try:
             self._each(self.workers, lambda worker: self._observe(worker, source))
             plan.check_source(source, self.names, self.who)
-            if self.settings.dry_run:
-                self._show_plan(source)
-            elif self._cycle(self._finish_half_rotated(source)):
-                self._cycle(self._look_again())
+            self._synchronize(source)
         except SyncError as error:
             self._fail_all(error)
         else:
             self._record_failures()
+
+    def _synchronize(self, source: SourceView) -> None:
+        prepared = self._prepare(source)
+        if prepared is None:
+            return
+        if self.settings.dry_run:
+            self._show_plan(prepared)
+        elif self._cycle(self._finish_half_rotated(prepared)):
+            self._cycle(self._look_again())
 
     def _fail_all(self, error: SyncError) -> None:
         """Record a failure of the source's side: it is the same for every target."""
@@ -197,17 +211,53 @@ class Run:
             if worker.error is not None and not worker.recorded and not worker.joins:
                 self._record_failure(worker, worker.error)
 
-    def _standby(self, replica_of: str | None) -> None:
-        if self.resource.only_if:
+    def _stand_by(self, source: SourceView) -> None:
+        what = f"{self.src} is the replica of {source.replica_of}"
+        if self.asked:
             raise Refused(
-                f"only_if passes on {self.settings.nodename}, but {self.src} is the replica of"
-                f" {replica_of}: this node does not send",
+                f"{self.settings.nodename} stands by: {what}",
                 untouched=plan.UNTOUCHED,
-                hint=f"make sure that the other node sends no more; then here: zfs set"
-                f" {MARK}={NO_REPLICA} {self.src} and zfs inherit readonly {self.src}; and there:"
-                f" zfs set '{MARK}={self.who.mark}' on its dataset",
+                hint="run it on the source; or, if this node is to be the source: takeover",
             )
-        self.context.info(f"standby: {self.src} is the replica of {replica_of}; nothing to send")
+        self.context.info(f"standby: {what}; nothing to send")
+
+    def take_over(self) -> None:
+        """Make this node the source: the whole of a run that a person asked for."""
+        try:
+            source = self._observe_source()
+            for line in handover.tell_takeover(source, self.names, record.utc):
+                self.settings.show(line)
+            self._take_over()
+        finally:
+            self.side.shell.close()
+            self.lock.close()
+
+    def _take_over(self) -> None:
+        """Make this node the source: its src is no replica any more, and may be written to.
+
+        Every target counts as holding what this node was sent last, until a listing shows more.
+        """
+        everyone = frozenset(target.node for target in self.resource.targets)
+        readonly = observe.is_set_here(self.side, self.src, "readonly", "on")
+        steps = handover.takeover(self.src, readonly=readonly, now=record.now())
+        with self.record.exclusive():
+            if not self.settings.dry_run:
+                self._set_targets(self.side, lambda known: known | everyone)
+            for step in steps:
+                self._do_or_show(self.side, step)
+
+    def _do_or_show(self, side: Side, step: zfs.Change) -> None:
+        if self.settings.dry_run:
+            self._show_step(side, step)
+        else:
+            change(self.context, side, step)
+
+    def _prepare(self, source: SourceView) -> SourceView | None:
+        """Do what comes before the cycle; None: that was all."""
+        return source
+
+    def _land(self, worker: Worker) -> None:
+        """Do what comes between the proof of the goal and its record."""
 
     def _each(self, workers: Iterable[Worker], act: Callable[[Worker], None]) -> None:
         """Take one step of all targets at once; wait for all."""
@@ -284,38 +334,61 @@ class Run:
                 roles[self._check(worker, worker.view, source)].append(worker)
             except StandbyFor as standby:
                 self.context.info(f"standby: {standby.what}")
+                if self.asked:
+                    worker.error = Refused(standby.what, untouched=plan.UNTOUCHED)
             except SyncError as error:
                 worker.error = error
         return roles
 
     def _check(self, worker: Worker, view: TargetView, source: SourceView) -> Role:
         entry = self.record.entry(worker.node, self.dst)
+        known = worker.node in source.targets or entry.last_success is not None
+        view = self._finish_swap(worker, view, source, known=known)
         # After a run that did not come to its end, own snapshots may be there under names that
-        # only a full listing shows.
+        # only a full listing shows. What a former source has must be seen wholly, too.
         worker.deep |= entry.last_attempt is not None and entry.last_attempt.result != "ok"
+        follows = handover.follows(source, view, self.who)
+        worker.deep |= follows
         cleared, view = observe.clear_up(
             self.side, worker.side, source, view, self.who, deep=worker.deep
         )
         worker.view = view
-        known = worker.node in source.targets or entry.last_success is not None
-        consent = self.consent
-        plan.check_target(cleared, view, self.who, self.names, known=known, consent=consent)
+        if follows and handover.was_source(view):
+            recursive = self.resource.recursive
+            handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
+        self._judge(worker, cleared, view, known=known, follows=follows)
+        return plan.role(cleared, worker.view, self.names)
+
+    def _judge(
+        self, worker: Worker, source: SourceView, view: TargetView, *, known: bool, follows: bool
+    ) -> None:
+        """Raise SyncError where the target must not be written to."""
+        plan.check_target(
+            source, view, self.who, self.names, known=known, consent=self.consent, follows=follows
+        )
         if view.tree is None:
-            carried, used = observe.mountpoints(self.side, worker.side, cleared)
+            carried, used = observe.mountpoints(self.side, worker.side, source)
             plan.check_mounts(carried, used, view, self.resource)
-        elif consent:
-            worker.recorded = True  # nothing is wrong with the replica: its state is left alone
-            raise Refused(
-                f"syncfull: {self.dst} exists on {worker.node}",
-                untouched=plan.UNTOUCHED,
-                hint=f"on {worker.node}: zfs rename {self.dst} {self.dst}.old, then syncfull"
-                f" again; destroy {self.dst}.old once the new copy is proven",
-            )
-        return plan.role(cleared, view, self.names)
+
+    def _finish_swap(
+        self, worker: Worker, view: TargetView, source: SourceView, *, known: bool
+    ) -> TargetView:
+        """Let a syncfull that was cut come to its end; it costs nothing where there was none."""
+        if self.settings.dry_run or (view.tree is not None and view.swap is None):
+            return view
+        swap = Swap(self.context, worker.side, source, worker.node, self.dst)
+        if view.tree is None and known and swap.finish_renaming():
+            self._observe(worker, source)
+            assert worker.view is not None  # noqa: S101 - it was just made
+            view, worker.swapped = worker.view, True
+        if view.swap is not None and view.mark == self.who.mark:
+            swap.drop_old(view.swap)
+            worker.swapped = True
+        return view
 
     def _start_anew(self, worker: Worker) -> None:
         """The consent is given: from here on the target is a new one, for cut runs too."""
-        if self.consent and not self.settings.dry_run:
+        if self.consent and not worker.beside and not self.settings.dry_run:
             self._set_targets(self.side, lambda known: known - {worker.node})
             self.record.update(worker.node, self.dst, lambda _: record.never(self.dst))
 
@@ -374,6 +447,7 @@ class Run:
         self.record.update(worker.node, self.dst, lambda entry: record.started(entry, worker.begun))
         try:
             worker.branch.bring_to(goal)
+            self._land(worker)
         except SyncError as error:
             worker.error = error
             worker.view = worker.branch.view
@@ -394,7 +468,7 @@ class Run:
             try:
                 self._branch(worker, source, goal)
             finally:  # a state file that cannot be pushed must not leave the join open
-                if worker.branch is not None and worker.branch.reached:
+                if worker.branch is not None and worker.branch.reached and not worker.beside:
                     self._finish_join(worker)
         finally:
             worker.source_side.shell.close()
@@ -581,13 +655,13 @@ class Run:
         for text in branch.warnings:
             self.settings.show(f"# {text}")
         for step in branch.before:
-            self._show_step(worker, step)
+            self._show_step(worker.side, step)
         for stream in branch.streams:
             send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
             into = stream.receive_argv(worker.side.can, self.resource.receive_options)
             self.settings.show(f"{send} | {worker.side.shown(into)}")
 
-    def _show_step(self, worker: Worker, step: zfs.Change) -> None:
+    def _show_step(self, side: Side, step: zfs.Change) -> None:
         if step.why:
             self.settings.show(f"# {step.why}")
-        self.settings.show(worker.side.shown(step.argv))
+        self.settings.show(side.shown(step.argv))

@@ -10,10 +10,15 @@ from datetime import datetime, timezone
 
 _KEPT = re.compile(r"\.\d{8}T\d{6}Z-\d{1,6}")
 
+_SINCE = "none@"
+_REPAIR = "resync:"
+
 ROOT = ""  # the relative name of the root of a tree
 
-MARK = "zfs_sync:replica"  # on a replica's root: <source node>/<service>/<rid>, or NO_REPLICA
-NO_REPLICA = "none"  # what was a replica and is a source now
+MARK = "zfs_sync:replica"  # on a root: see Standing
+SWAP = (
+    "zfs_sync:swap"  # on a replica's root: <name> <guid> of the old copy that it takes the place of
+)
 RETAINED = "zfs_sync:retained"  # on a root: <snapshot>=<node>,<node>;... (src), <snapshot>= (dst)
 TARGETS = "zfs_sync:targets"  # on the src's root: <service>/<rid>=<node>,<node>;... shown to hold
 RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
@@ -24,6 +29,7 @@ class Snapshot:
     """One snapshot; `guid` is what it is, `name` (after the @) only where it was put.
 
     `rid` is its mark; `taken_here` tells whether that is local, not received with a stream.
+    `written` counts the bytes written between the snapshot before it and this one.
     """
 
     name: str
@@ -32,6 +38,7 @@ class Snapshot:
     createtxg: int = 0
     rid: str | None = None
     taken_here: bool = False
+    written: int | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -89,10 +96,51 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """What the mark zfs_sync:replica of a root says; all None where there is none.
+
+    `replica_of` is <source node>/<service>/<rid>, `source_since` the epoch of a takeover (0: by
+    hand), `repair` the mark that it had, or gets, while a syncresync is under way.
+    """
+
+    replica_of: str | None = None
+    source_since: int | None = None
+    repair: str | None = None
+
+    @property
+    def value(self) -> str:
+        """Return the property's value, which parse_standing reads back; '' for no mark."""
+        if self.repair:
+            return f"{_REPAIR}{self.repair}"
+        if self.source_since is not None:
+            return f"{_SINCE}{self.source_since}"
+        return self.replica_of or ""
+
+
+def parse_standing(value: str | None) -> Standing:
+    """Return what a mark says.
+
+    >>> parse_standing("none@1276950000").source_since
+    1276950000
+    >>> parse_standing("osol1/web/sync#1").replica_of
+    'osol1/web/sync#1'
+    """
+    if not value:
+        return Standing()
+    if value.startswith(_REPAIR):
+        return Standing(repair=value.removeprefix(_REPAIR))
+    if value == "none" or value.startswith(_SINCE):
+        since = value.removeprefix(_SINCE)
+        return Standing(source_since=int(since) if since.isdecimal() else 0)
+    return Standing(replica_of=value)
+
+
+@dataclass(frozen=True)
 class SourceView:
     """The source as one observation saw it; only properties with source `local` are in it.
 
-    `retained` and `targets` are this resource's own: another one may share the src.
+    `retained` and `targets` are this resource's own: another one may share the src. `source_since`
+    is the epoch of its takeover.
     """
 
     tree: Tree
@@ -100,11 +148,15 @@ class SourceView:
     retained: Mapping[str, frozenset[str]]
     targets: frozenset[str]
     can: Capabilities
+    source_since: int | None = None
 
 
 @dataclass(frozen=True)
 class TargetView:
-    """One target as one observation saw it; `tree` is None where dst does not exist."""
+    """One target as one observation saw it; `tree` is None where dst does not exist.
+
+    `mark`, `source_since` and `repair` are its Standing, `swap` is what SWAP says.
+    """
 
     node: str
     dst: str
@@ -115,6 +167,9 @@ class TargetView:
     missing_parents: tuple[str, ...]
     state_text: str | None  # the state file that the target holds
     can: Capabilities
+    source_since: int | None = None
+    repair: str | None = None
+    swap: str | None = None
 
 
 @dataclass(frozen=True)

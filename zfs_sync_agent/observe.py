@@ -12,6 +12,7 @@ from zfs_sync_agent.errors import Misconfigured, NoAnswer
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
+    SWAP,
     TARGETS,
     Capabilities,
     Names,
@@ -19,6 +20,7 @@ from zfs_sync_agent.model import (
     TargetView,
     Tree,
     parse_nodes,
+    parse_standing,
 )
 from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell
 
@@ -189,12 +191,14 @@ def observe_source(
     tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained))
     if deep:
         tree = deepen(side, tree, list(tree.datasets))
+    standing = parse_standing(marks.get(MARK))
     return SourceView(
         tree,
-        marks.get(MARK),
+        standing.replica_of or standing.repair,
         retained,
         parse_nodes(marks.get(TARGETS)).get(resource, frozenset()),
         side.can,
+        standing.source_since,
     )
 
 
@@ -224,7 +228,16 @@ def observe_target(
     retained = names.own(parse_nodes(marks.get(RETAINED)))
     own = (names.sent, names.tosend, names.tosend_for(node), *source.retained, *retained, *also)
     tree = read_tree(side, dst, datasets, own)
-    return replace(view, tree=tree, mark=marks.get(MARK), retained=retained)
+    standing = parse_standing(marks.get(MARK))
+    return replace(
+        view,
+        tree=tree,
+        mark=standing.replica_of,
+        source_since=standing.source_since,
+        repair=standing.repair,
+        swap=marks.get(SWAP),
+        retained=retained,
+    )
 
 
 def relist(
@@ -295,6 +308,46 @@ def mountpoints(
         zfs.parse_stream_mountpoints(carried.stdout),
         zfs.parse_mountpoints(used.stdout),
     )
+
+
+def list_beside(side: Side, dst: str) -> list[str]:
+    """Return the full names of the datasets beside dst, sorted; [] where there is no parent."""
+    parent = dst.rpartition("/")[0]
+    answer = side.run(zfs.list_children_argv(parent))
+    if answer.status != 0:
+        if zfs.is_absent(answer.stderr, parent):
+            return []
+        raise side.no_answer(zfs.list_children_argv(parent), answer)
+    return sorted(name for name in answer.stdout.splitlines() if name not in (parent, dst))
+
+
+def is_set_here(side: Side, dataset: str, key: str, value: str) -> bool:
+    """Tell whether a property was set to a value on the dataset itself."""
+    argv = zfs.get_values_argv(key)
+    answer = side.run(argv, [dataset])
+    if answer.status != 0:
+        raise side.no_answer(argv, answer)
+    return zfs.parse_values(answer.stdout)[dataset][key] == (value, "local")
+
+
+def read_guid(side: Side, dataset: str) -> str:
+    """Return the guid of a dataset, which a rename does not change."""
+    argv = zfs.get_values_argv("guid")
+    answer = side.run(argv, [dataset])
+    if answer.status != 0:
+        raise side.no_answer(argv, answer)
+    return zfs.parse_values(answer.stdout)[dataset]["guid"][0]
+
+
+def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
+    """Return a size in bytes by name; what has none, or is gone, is left out."""
+    answer = side.run(zfs.get_values_argv(key), names)
+    found = zfs.parse_values(answer.stdout)
+    return {
+        name: int(values[key][0])
+        for name, values in found.items()
+        if values.get(key, ("-", "-"))[0].isdecimal()
+    }
 
 
 def _missing_parents(side: Side, dst: str) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
     """
     pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
     for name, dataset in source.datasets.items():
-        if name not in pairs and _newest_common(dataset, target.datasets.get(name)):
+        if name not in pairs and newest_common(dataset, target.datasets.get(name)):
             pairs[name] = name
     taken = set(pairs.values())
     where = {
@@ -129,7 +129,7 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
         if dataset.name not in pairs and (hit := next(hits, None)) and hit not in taken:
             pairs[dataset.name] = hit
             taken.add(hit)
-    base = _newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
+    base = newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
     for dataset in source.datasets.values():
         if dataset.name in pairs or dataset.name not in target.datasets or dataset.name in taken:
             continue
@@ -139,19 +139,20 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
     return pairs
 
 
-def _newest_common(dataset: Dataset, twin: Dataset | None) -> Snapshot | None:
+def newest_common(dataset: Dataset, twin: Dataset | None) -> Snapshot | None:
+    """Return the newest snapshot that both hold, as the first names it."""
     guids = {snap.guid for snap in twin.snapshots.values()} if twin else set()
     common = [snap for snap in dataset.snapshots.values() if snap.guid in guids]
     return max(common, key=lambda snap: snap.order, default=None)
 
 
-def _lost_on_source(dataset: Dataset, twin: Dataset, who: Identity) -> Snapshot | None:
+def lost_on_source(dataset: Dataset, twin: Dataset, who: Identity) -> Snapshot | None:
     """Return the newest own snapshot of the target that is newer than the newest common one.
 
     The source was rolled back, or its snapshot destroyed: what the target holds may be the only
     copy of it.
     """
-    common = _newest_common(dataset, twin)
+    common = newest_common(dataset, twin)
     held = twin.by_guid(common.guid) if common else None
     if held is None:
         return None
@@ -174,7 +175,7 @@ def stands(source: Tree, target: Tree, goal: str) -> list[Stand]:
     for name in guids or source.datasets:
         twin = target.datasets.get(pairs[name]) if name in pairs else None
         has_goal = bool(guids) and twin is not None and twin.by_guid(guids[name]) is not None
-        common = _newest_common(source.datasets[name], twin)
+        common = newest_common(source.datasets[name], twin)
         found.append(Stand(name, twin.name if twin else None, common, has_goal))
     return found
 
@@ -188,8 +189,8 @@ def unclear(source: Tree, target: Tree, who: Identity) -> tuple[list[str], list[
     lone_source, lone_target = [], []
     for name, twin_name in pairs.items():
         dataset, twin = source.datasets[name], target.datasets[twin_name]
-        common = _newest_common(dataset, twin)
-        if (common is None or _lost_on_source(dataset, twin, who)) and not dataset.complete:
+        common = newest_common(dataset, twin)
+        if (common is None or lost_on_source(dataset, twin, who)) and not dataset.complete:
             lone_source.append(name)
         if common is None and not twin.complete:
             lone_target.append(twin_name)
@@ -311,10 +312,12 @@ def check_target(
     *,
     known: bool,
     consent: bool,
+    follows: bool = False,
 ) -> None:
     """Raise BrokenChain or Refused where the target's root falls in a row that forbids writing.
 
     `known`: the target was once shown to hold a snapshot. `consent`: a full sync was asked for.
+    `follows`: it goes over to this source, whatever its mark says, see handover.
     """
     check_state_owner(target, who)
     if target.tree is None:
@@ -322,34 +325,37 @@ def check_target(
             raise BrokenChain(
                 f"chain broken: {target.dst} on {target.node} is gone, and it was a replica",
                 untouched=UNTOUCHED,
-                hint=f"if it was removed or dst was changed on purpose:"
-                f" zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull",
+                hint="if it was removed or dst was changed on purpose:"
+                f" {_command(who, target, 'syncfull')}",
             )
         return
-    _check_mark(source, target, who)
+    if not follows:
+        _check_mark(source, target, who)
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
-    if _newest_common(root, twin) is None:
+    if newest_common(root, twin) is None:
         if target.mark:
             raise BrokenChain(
                 f"chain broken: {target.dst} on {target.node} holds no snapshot that"
                 f" {source.tree.root} on {who.source} has",
                 untouched=UNTOUCHED,
-                hint=_move_aside_hint(target, who),
+                hint=f"{_command(who, target, 'syncfull')} sends all of it beside {target.dst}, and"
+                f" then lets it take the place of {target.dst}",
             )
         for intent in (names.tosend, names.tosend_for(target.node)):
             _check_not_in_flight(target, twin, root.snapshots.get(intent))
         raise Refused(
             f"{target.dst} exists on {target.node} and is not a replica of {source.tree.root}",
             untouched=UNTOUCHED,
-            hint="choose another dst, or move it away; writing into it would need syncfull"
-            " --in-place, the one consent for that (not in this version)",
+            hint="choose another dst, or move it away; or destroy it and send everything:"
+            f" {_command(who, target, 'syncfull --in-place')}",
         )
-    if target.mark and (lost := _lost_on_source(root, twin, who)):
+    if target.mark and (lost := lost_on_source(root, twin, who)):
         raise BrokenChain(
             f"chain broken: {target.dst}@{lost.name} (guid {lost.guid}) on {target.node} came from"
             f" {source.tree.root}, which no longer has it",
             untouched=UNTOUCHED,
-            hint=_rollback_hint(source, target, root, twin),
+            hint=f"if {source.tree.root} was rolled back on purpose:"
+            f" {_command(who, target, 'syncresync')}; it keeps what {target.node} has of it",
         )
 
 
@@ -357,6 +363,12 @@ def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
     """Raise where the mark, or its absence, says that the target is not this source's replica."""
     if target.mark == who.mark:
         return
+    if target.repair is not None:
+        raise Refused(
+            f"a syncresync of {target.dst} on {target.node} did not come to its end",
+            untouched=UNTOUCHED,
+            hint=f"let it go on: {_command(who, target, 'syncresync')}",
+        )
     if target.mark is None:
         _check_is_no_source(source, target, who)
         if target.node in source.targets:
@@ -364,42 +376,46 @@ def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
                 f"{target.dst} on {target.node} was a replica and no longer carries the mark"
                 f" {MARK}={who.mark}: it may be in use as a source",
                 untouched=UNTOUCHED,
-                hint=f"if it is still a replica: zfs set '{MARK}={who.mark}' {target.dst} on"
-                f" {target.node}",
+                hint=f"if it is to be a replica: {_command(who, target, 'syncresync')}; it keeps"
+                " what was written there",
             )
         return
     other = target.mark.removesuffix(f"/{who.rid_value}")
     if other in who.peers and not has_sent(source, who):
         raise StandbyFor(f"{target.dst} on {target.node} is the replica of {target.mark}")
-    what = f"the replica of {target.mark}" if "/" in target.mark else "a source now"
+    hint = "choose another dst"
+    if other in who.peers:
+        hint += f"; or, if {who.source} is to be the source: zfs_sync_agent -s {who.service}"
+        hint += f" --rid {who.rid} takeover (on {who.source})"
     raise Refused(
-        f"{target.dst} on {target.node} is {what}, not the replica of {who.mark}",
+        f"{target.dst} on {target.node} is the replica of {target.mark}, not of {who.mark}",
         untouched=UNTOUCHED,
-        hint=f"choose another dst; or, to let {who.source} replace what is there:"
-        f" zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
+        hint=hint,
     )
 
 
 def _check_is_no_source(source: SourceView, target: TargetView, who: Identity) -> None:
-    """Raise where the target takes snapshots of its own for this resource: it sends, or sent.
+    """Raise where the target took over, or takes snapshots of its own for this resource.
 
     The symmetric service file runs on both nodes, and while the first sync goes on neither dataset
     carries a mark. The node that never sent stands by; two that did are a person's matter.
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     root = target.tree.datasets[ROOT].snapshots.values()
-    if not any(snap.taken_here and snap.rid == who.rid_value for snap in root):
+    sends = any(snap.taken_here and snap.rid == who.rid_value for snap in root)
+    if target.source_since is None and not sends:
         return
-    if not has_sent(source, who):
+    if target.source_since is None and not has_sent(source, who):
         raise StandbyFor(
             f"{target.node} sends {target.dst}; {source.tree.root} stands by for it",
             untouched=UNTOUCHED,
         )
     raise Refused(
-        f"{target.dst} on {target.node} is a source of {who.rid_value} itself",
+        f"{target.dst} on {target.node} is a source of {who.rid_value} itself"
+        + (" (by takeover)" if target.source_since is not None else ""),
         untouched=UNTOUCHED,
-        hint=f"make sure that {target.node} sends no more; to let {who.source} replace what is"
-        f" there: zfs set '{MARK}={who.mark}' {target.dst} on {target.node}",
+        hint=f"on the node that is to send: zfs_sync_agent -s {who.service} --rid {who.rid}"
+        " takeover; its next run makes the other its replica, unless data would be lost by that",
     )
 
 
@@ -419,24 +435,8 @@ def _check_not_in_flight(target: TargetView, twin: Dataset, goal: Snapshot | Non
     )
 
 
-def _rollback_hint(source: SourceView, target: TargetView, dataset: Dataset, twin: Dataset) -> str:
-    common = _newest_common(dataset, twin)
-    base = twin.by_guid(common.guid) if common else None
-    assert target.tree is not None  # noqa: S101 - the twin is in it
-    assert base is not None  # noqa: S101 - the caller found a newer one
-    full = target.tree.full(twin.name)
-    return (
-        f"if {source.tree.full(dataset.name)} was rolled back on purpose, give up what the target"
-        f" has of it; on {target.node}: zfs rollback -r '{full}@{base.name}'"
-    )
-
-
-def _move_aside_hint(target: TargetView, who: Identity) -> str:
-    return (
-        f"on {target.node}: zfs rename {target.dst} {target.dst}.old, then:"
-        f" zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull;"
-        f" destroy {target.dst}.old once the new copy is proven"
-    )
+def _command(who: Identity, target: TargetView, action: str) -> str:
+    return f"zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} {action}"
 
 
 class Role(Enum):
@@ -456,7 +456,7 @@ def role(source: SourceView, target: TargetView, names: Names) -> Role:
     """
     root = source.tree.datasets[ROOT]
     last, intent = root.snapshots.get(names.sent), root.snapshots.get(names.tosend)
-    common = _newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
+    common = newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
     joining = root.snapshots.get(names.tosend_for(target.node))
     resumable = joining is not None and not is_stale_join(source, target, names)
     if resumable and unproven(source.tree, target.tree, names.tosend_for(target.node)):
@@ -474,7 +474,7 @@ def is_stale_join(source: SourceView, target: TargetView, names: Names) -> bool:
     """Tell whether the snapshot of a join that was cut is older than what the target got since."""
     root = source.tree.datasets[ROOT]
     joining = root.snapshots.get(names.tosend_for(target.node))
-    common = _newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
+    common = newest_common(root, target.tree.datasets.get(ROOT) if target.tree else None)
     return joining is not None and common is not None and common.order > joining.order
 
 
@@ -716,7 +716,7 @@ def _broken_children(
             continue
         twin = target.tree.datasets[stand.target]
         if stand.common is not None:
-            if _lost_on_source(source.tree.datasets[stand.relative], twin, who):
+            if lost_on_source(source.tree.datasets[stand.relative], twin, who):
                 broken.append(stand.relative)
             continue
         if not any(snap.rid for snap in twin.snapshots.values()):
@@ -756,8 +756,8 @@ def discard(target: TargetView, resource: SyncResource, stand: Stand, amount: st
         raise Refused(
             f"{what}; {reason}",
             untouched=UNTOUCHED,
-            hint=f"save what was written, then on {target.node} roll back to the last snapshot"
-            f" of {full}, or set on_divergence = discard",
+            hint=f"zfs_sync_agent -s {resource.service} --rid {resource.rid} --node {target.node}"
+            f" syncresync keeps what was written beside {target.dst}, and goes on",
         )
     twin = target.tree.datasets[stand.target or ROOT]
     base = twin.by_guid(stand.common.guid) if stand.common else None
@@ -976,7 +976,7 @@ def _half_rotated(
         and stand.common is not None
         and names.is_own(stand.common.name)
         and not stand.has_goal
-        and not _lost_on_source(
+        and not lost_on_source(
             source.datasets[stand.relative], target.tree.datasets[stand.target], who
         )
     }

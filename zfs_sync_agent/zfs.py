@@ -13,6 +13,7 @@ from zfs_sync_agent.model import (
     RETAINED,
     RID,
     ROOT,
+    SWAP,
     TARGETS,
     Capabilities,
     Dataset,
@@ -44,7 +45,8 @@ def list_pool_argv(dataset: str) -> Argv:
 
 def get_root_argv(root: str) -> Argv:
     """Read the marks of a root."""
-    return ("get", "-Hp", "-o", "property,value,source", f"{MARK},{RETAINED},{TARGETS}", root)
+    keys = ",".join((MARK, RETAINED, SWAP, TARGETS))
+    return ("get", "-Hp", "-o", "property,value,source", keys, root)
 
 
 def get_names_argv(can: Capabilities) -> Argv:
@@ -70,6 +72,16 @@ def get_mountpoints_argv() -> Argv:
 def list_mountpoints_argv() -> Argv:
     """List the mountpoints of all filesystems of a node."""
     return ("list", "-H", "-t", "filesystem", "-o", "name,mountpoint")
+
+
+def get_values_argv(properties: str) -> Argv:
+    """Read properties of the names on standard input."""
+    return ("get", "-Hp", "-o", "name,property,value,source", properties)
+
+
+def list_children_argv(parent: str) -> Argv:
+    """List a dataset and what is directly below it."""
+    return ("list", "-H", "-d", "1", "-t", "filesystem,volume", "-o", "name", parent)
 
 
 # --- commands that change ---------------------------------------------------------------------
@@ -122,6 +134,22 @@ def destroy_dataset(name: str, why: str) -> Change:
 def rollback(dataset: str, name: str, why: str) -> Change:
     """Discard what was written since; without -r it refuses where newer snapshots exist."""
     return Change(("rollback", f"{dataset}@{name}"), why)
+
+
+def clone(dataset: str, name: str, new: str, properties: Sequence[str]) -> Change:
+    """Make a dataset of a snapshot; `properties` are key=value."""
+    options = [word for one in properties for word in ("-o", one)]
+    return Change(("clone", *options, f"{dataset}@{name}", new))
+
+
+def promote(dataset: str) -> Change:
+    """Move the snapshots up to its origin to a clone, which then depends on nothing."""
+    return Change(("promote", dataset))
+
+
+def rename_tree(old: str, new: str) -> Change:
+    """Move a dataset with all that is below it."""
+    return Change(("rename", old, new))
 
 
 def set_property(dataset: str, key: str, value: str) -> Change:
@@ -259,6 +287,15 @@ def parse_mountpoints(output: str) -> dict[str, str]:
     return {row[1]: row[0] for row in rows if len(row) == 2 and row[1].startswith("/")}  # noqa: PLR2004 - the columns asked for
 
 
+def parse_values(output: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """Return name -> property -> (value, source)."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for line in output.splitlines():
+        name, key, value, source = [*line.split("\t"), "", "", ""][:4]
+        found.setdefault(name, {})[key] = (value, source)
+    return found
+
+
 def relative_to(root: str, full: str) -> str:
     """Return the name of a dataset relative to the root of its tree."""
     return full[len(root) + 1 :]
@@ -285,6 +322,7 @@ def build_tree(
                 int(values.get("createtxg", 0)),
                 values.get(RID),
                 values.get(RID_SOURCE) == "local",
+                int(values["written"]) if "written" in values else None,
             )
     found = {}
     for full in datasets:

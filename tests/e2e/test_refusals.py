@@ -367,16 +367,3 @@ def test_one_vanished_replica_of_two_does_not_hinder_the_other(two_targets: Worl
     world.sync()
     world.assert_equal()
     world.assert_tidy(*world.targets)
-
-
-def test_a_full_copy_onto_a_replica_that_is_there_is_refused(one_target: World) -> None:
-    world = one_target
-    world.sync()
-    before = everything(world.target)
-    result = world.agent("--node", OSOL2, "syncfull", expect=3)
-    assert world.dst in result.stderr
-    assert "rename" in result.stderr
-    assert everything(world.target) == before
-    world.assert_check(OK)
-    world.sync()
-    world.assert_equal()

@@ -96,7 +96,6 @@ def call(config: Path, *words: str) -> int:
         ["--node", "osol9", "syncnodes"],
         ["syncfull"],
         ["syncresync"],
-        ["takeover"],
         ["forget"],
     ],
     ids=" ".join,
@@ -118,8 +117,15 @@ def test_an_unknown_service_is_told(config: Path, capsys: pytest.CaptureFixture[
     [
         (["--rid", "sync#9", "status"], "--rid sync#9: unknown; the service files have: sync#1"),
         (["--node", "osol9", "status"], "--node osol9: unknown; the service files have: osol2"),
-        (["takeover"], "takeover is not in this version"),
+        (["syncnodes", "sync#1"], "syncnodes takes no words: sync#1"),
         (["syncfull"], "--node"),
+        (["syncresync"], "--node"),
+        (["syncfull", "--discard", "--node", "osol2"], "--discard belongs to syncresync"),
+        (["syncresync", "--in-place", "--node", "osol2"], "--in-place belongs to syncfull"),
+        (["forget"], "say SERVICE RID"),
+        (["forget", "z3", "sync#1"], "take it out there first"),
+        (["forget", "z3", "sync#1", "osol2"], "take it out there first"),
+        (["forget", "z3", "sync#7"], "no state file"),
     ],
 )
 def test_a_wrong_command_line_is_told_with_what_to_write(

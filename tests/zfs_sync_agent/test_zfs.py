@@ -7,7 +7,7 @@ import pytest
 
 from zfs_sync_agent import zfs
 from zfs_sync_agent.errors import NoAnswer
-from zfs_sync_agent.model import MARK, RETAINED, TARGETS, Capabilities
+from zfs_sync_agent.model import MARK, RETAINED, SWAP, TARGETS, Capabilities
 from zfs_sync_agent.zfs import Stream
 
 from .notation import tree
@@ -32,7 +32,14 @@ OLD, NEW = Capabilities(), Capabilities(("zfs",), receive_unmounted=True, writte
         (zfs.list_pool_argv("tank"), ["list", "-H", "-o", "name", "tank"]),
         (
             zfs.get_root_argv("tank/a"),
-            ["get", "-Hp", "-o", "property,value,source", f"{MARK},{RETAINED},{TARGETS}", "tank/a"],
+            [
+                "get",
+                "-Hp",
+                "-o",
+                "property,value,source",
+                f"{MARK},{RETAINED},{SWAP},{TARGETS}",
+                "tank/a",
+            ],
         ),
         (zfs.list_snapshots_argv(), ["list", "-H", "-d", "1", "-t", "snapshot", "-o", "name"]),
         (zfs.mark_snapshots_argv("z3/sync#1"), ["set", "zfs_sync:rid=z3/sync#1"]),

@@ -1,0 +1,196 @@
+"""Runs that a person asks for: syncresync and syncfull, for the targets that were named.
+
+It changes what an ordinary run does before the first stream and after the last, and nothing else;
+what may be given up is decided by consent. A refusal of these is told, and not recorded: it says
+nothing about the replica.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+from zfs_sync_agent import consent, observe, plan, record, zfs
+from zfs_sync_agent.branch import change
+from zfs_sync_agent.errors import SyncError
+from zfs_sync_agent.execute import Run, Worker
+from zfs_sync_agent.model import SourceView, TargetView
+from zfs_sync_agent.plan import Role
+from zfs_sync_agent.repair import Resync, Swap
+
+_PRINTING = threading.Lock()
+
+
+class ResyncRun(Run):
+    """Takes each target back to the last common snapshots; then it is an ordinary run."""
+
+    asked = True
+    discard = False
+
+    def _prepare(self, source: SourceView) -> SourceView | None:
+        self.resyncs: dict[str, Resync] = {}
+        self._each(self.workers, lambda worker: self._resync(worker, source))
+        for worker in self.workers:
+            worker.recorded |= worker.error is not None
+        if self.settings.dry_run:
+            return None
+        return self._observe_again()
+
+    def _observe_again(self) -> SourceView:
+        source = self._observe_source()
+        self._each(self.workers, lambda worker: self._observe(worker, source))
+        return source
+
+    def _resync(self, worker: Worker, source: SourceView) -> None:
+        assert worker.view is not None  # noqa: S101 - it was observed
+        plan.check_state_owner(worker.view, self.who)
+        resync = Resync(
+            self.context,
+            self.side,
+            worker.side,
+            source,
+            worker.view,
+            discard=self.discard,
+            now=record.now(),
+        )
+        self._say(resync.look())
+        if not self.settings.dry_run:
+            resync.run(lambda: self._remember(worker))
+            self.resyncs[worker.node] = resync
+
+    def _land(self, worker: Worker) -> None:
+        if worker.node in self.resyncs:
+            self.resyncs[worker.node].finish()
+
+    def _remember(self, worker: Worker) -> None:
+        with self.record.exclusive():
+            self._set_targets(self.side, lambda known: known | {worker.node})
+
+    def _say(self, lines: Sequence[str]) -> None:
+        with _PRINTING:
+            for line in lines:
+                self.settings.show(line)
+
+
+class DiscardRun(ResyncRun):
+    """The same, and keeps nothing of what the source never had."""
+
+    discard = True
+
+
+class FullRun(ResyncRun):
+    """Sends everything beside dst, and lets that take its place; a dst that is absent is filled."""
+
+    in_place = False
+
+    def _prepare(self, source: SourceView) -> SourceView | None:
+        return source
+
+    def _judge(
+        self, worker: Worker, source: SourceView, view: TargetView, *, known: bool, follows: bool
+    ) -> None:
+        try:
+            if view.tree is not None and not worker.swapped:
+                self._replace(worker, source, view)
+                return
+            super()._judge(worker, source, view, known=known, follows=follows)
+            if view.tree is None:
+                self._say([self._sending(source, view)])
+        except SyncError:
+            worker.recorded = True
+            raise
+
+    def _check(self, worker: Worker, view: TargetView, source: SourceView) -> Role:
+        worker.deep = True
+        role = super()._check(worker, view, source)
+        return Role.JOINING if worker.beside else role
+
+    def _sending(self, source: SourceView, view: TargetView) -> str:
+        return consent.tell_sending(source, replace(view, tree=None), self._sizes(source))
+
+    def _sizes(self, source: SourceView) -> dict[str, int]:
+        names = [source.tree.full(name) for name in source.tree.datasets]
+        return observe.read_sizes(self.side, names, "referenced")
+
+    def _replace(self, worker: Worker, source: SourceView, view: TargetView) -> None:
+        plan.check_state_owner(view, self.who)
+        consent.check_replaceable(source, view, self.who, in_place=self.in_place)
+        if self.in_place:
+            self._clear(worker, source, view)
+        else:
+            self._go_beside(worker, source, view)
+
+    def _clear(self, worker: Worker, source: SourceView, view: TargetView) -> None:
+        """Destroy what is there, for which the person gave the consent. Cut, it is done again."""
+        assert view.tree is not None  # noqa: S101 - the caller saw it
+        full = [view.tree.full(name) for name in view.tree.datasets]
+        sizes = observe.read_sizes(worker.side, full, "referenced")
+        lines = [f"{view.node}: destroyed before anything is sent, for good:"]
+        lines += [f"{view.node}:   {name}: {sizes.get(name, 0)} bytes" for name in full]
+        self._say([*lines, self._sending(source, view)])
+        why = f"destroying {view.dst}: syncfull --in-place"
+        step = zfs.destroy_dataset(view.dst, why)
+        if self.settings.dry_run:
+            self._do_or_show(worker.side, step)
+            worker.view = replace(view, tree=None, mark=None)
+            return
+        self._start_anew(worker)
+        change(self.context, worker.side, step)
+        self._observe(worker, source)
+
+    def _go_beside(self, worker: Worker, source: SourceView, view: TargetView) -> None:
+        """From here on the target's view is that of the new copy."""
+        dst = consent.beside_name(view.dst)
+        beside = self._observe_beside(worker, source, dst)
+        if stale := consent.check_beside(source, beside, self.who):
+            self._do_or_show(worker.side, stale)
+            beside = self._observe_beside(worker, source, dst)
+        sizes = self._sizes(source)
+        if beside.tree is None:
+            parent = dst.rpartition("/")[0]
+            available = observe.read_sizes(worker.side, [parent], "available").get(parent, 0)
+            consent.check_room(view, sum(sizes.values()), available, self.who)
+        lines = [self._sending(source, view)] if beside.tree is None else []
+        self._say(
+            [
+                *lines,
+                f"{view.node}: sent to {dst}; when it is proven it takes the place of {view.dst},"
+                " which is destroyed last",
+            ]
+        )
+        worker.view, worker.beside = beside, True
+
+    def _observe_beside(self, worker: Worker, source: SourceView, dst: str) -> TargetView:
+        view = observe.observe_target(
+            worker.side,
+            worker.node,
+            dst,
+            self.names,
+            source,
+            recursive=self.resource.recursive,
+        )
+        if view.tree is None:
+            return view
+        tree = observe.deepen(worker.side, view.tree, list(view.tree.datasets))
+        return replace(view, tree=tree)
+
+    def _land(self, worker: Worker) -> None:
+        """The new copy is proven: it takes the place of the old one."""
+        if not worker.beside:
+            return
+        assert worker.branch is not None  # noqa: S101 - it was just brought to its goal
+        source = worker.branch.source
+        swap = Swap(self.context, worker.side, source, worker.node, self.dst)
+        swap.begin()
+        worker.beside = False
+        self._observe(worker, source)
+        view = worker.view
+        assert view is not None  # noqa: S101 - it was just made
+        if view.swap is not None:
+            swap.drop_old(view.swap)
+        worker.branch.view = view
+
+
+class InPlaceRun(FullRun):
+    """The same, without a second copy: what is there is destroyed first."""
+
+    in_place = True
