@@ -130,19 +130,22 @@ def check_room(target: TargetView, needed: int, available: int, who: Identity) -
         )
 
 
-def check_beside(source: SourceView, beside: TargetView, who: Identity) -> zfs.Change | None:
+def check_beside(
+    source: SourceView, beside: TargetView, who: Identity, goal: str
+) -> zfs.Change | None:
     """Return what clears away an earlier new copy that is of no use any more, None if it is.
 
-    Raises Refused where something else has its name.
+    It is of use if it is whole (marked), or was cut on its way to the goal. Raises Refused where
+    something else has its name.
     """
     if beside.tree is None:
         return None
     root, twin = source.tree.datasets[ROOT], beside.tree.datasets[ROOT]
-    ours = beside.mark == who.mark or (
-        bool(twin.snapshots) and all(s.rid == who.rid_value for s in twin.snapshots.values())
-    )
-    if plan.newest_common(root, twin) and beside.mark in (None, who.mark):
+    if beside.mark == who.mark and plan.newest_common(root, twin):
         return None
+    if goal in root.snapshots and twin.by_guid(root.snapshots[goal].guid):
+        return None
+    ours = bool(twin.snapshots) and all(s.rid for s in twin.snapshots.values())
     if ours and not foreign(source, beside, who):
         return zfs.destroy_dataset(beside.dst, f"destroying {beside.dst}, an earlier new copy")
     raise Refused(

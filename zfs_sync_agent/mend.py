@@ -141,7 +141,8 @@ class FullRun(ResyncRun):
         """From here on the target's view is that of the new copy."""
         dst = consent.beside_name(view.dst)
         beside = self._observe_beside(worker, source, dst)
-        if stale := consent.check_beside(source, beside, self.who):
+        goal = self.names.tosend_for(worker.node)
+        if stale := consent.check_beside(source, beside, self.who, goal):
             self._do_or_show(worker.side, stale)
             beside = self._observe_beside(worker, source, dst)
         sizes = self._sizes(source)
