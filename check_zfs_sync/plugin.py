@@ -333,6 +333,11 @@ def human_bytes(size: int) -> str:
     return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def utc(epoch: int) -> str:
+    """Returns an epoch as an ISO date, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
+
+
 def clean(text: str) -> str:
     """Returns the text on one line, without control characters and without `|`.
 
@@ -934,12 +939,17 @@ def detail_line(verdict: Verdict, verbosity: int) -> str:
     if state is not None and entry is not None:
         parts.append(f"from {state.source}, {state.src} to {entry.dst}")
         if entry.snapshot is not None:
-            moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.snapshot.creation))
+            moment = utc(entry.snapshot.creation)
             parts.append(f"snapshot of {moment}, datasets: {entry.snapshot.datasets}")
         if entry.last_success is not None:
             success = entry.last_success
             took = human_duration(max(success.finished - success.started, 0))
             parts.append(f"last success: {success.mode}, {human_bytes(success.bytes)} in {took}")
+        parts += [
+            f"base @{base.snapshot} is kept for it on the source since {utc(base.creation)},"
+            f" {human_bytes(base.bytes)}"
+            for base in entry.kept_bases
+        ]
         if entry.snapshot is not None and verbosity > 1:
             parts.append(f"guid {entry.snapshot.guid}")
         if entry.flags and verbosity > 1:

@@ -55,6 +55,17 @@ class Attempt(NamedTuple):
     error: str | None
 
 
+class KeptBase(NamedTuple):
+    """A snapshot that the source keeps for a target that missed some, and the bytes it holds.
+
+    `creation` is a UTC epoch: since then the source keeps what was freed or overwritten.
+    """
+
+    snapshot: str
+    creation: int
+    bytes: int
+
+
 class TargetState(NamedTuple):
     """What is known of one target; `clock_offset` is its clock minus the source's, in seconds.
 
@@ -72,6 +83,7 @@ class TargetState(NamedTuple):
     last_attempt: Attempt | None
     alerted: int | None = None
     alert_reason: str | None = None
+    kept_bases: tuple[KeptBase, ...] = ()
 
 
 class State(NamedTuple):
@@ -122,6 +134,7 @@ def _target_document(target: TargetState) -> dict[str, object]:
         ("last_attempt", target.last_attempt),
     ):
         document[name] = None if part is None else part._asdict()
+    document["kept_bases"] = [base._asdict() for base in target.kept_bases]
     return document
 
 
@@ -214,6 +227,15 @@ def _parse_target(fields: "_Fields") -> TargetState:
         last_attempt=None if attempt is None else _parse_attempt(attempt),
         alerted=fields.integer_or_none("alerted"),
         alert_reason=fields.text_or_none("alert_reason"),
+        kept_bases=tuple(_parse_base(base) for base in fields.objects("kept_bases")),
+    )
+
+
+def _parse_base(fields: "_Fields") -> KeptBase:
+    return KeptBase(
+        snapshot=fields.name("snapshot"),
+        creation=fields.integer("creation"),
+        bytes=fields.integer("bytes", highest=_MAX_BYTES),
     )
 
 
@@ -262,6 +284,15 @@ class _Fields:
 
     def optional(self, key: str) -> "_Fields | None":
         return None if self._document.get(key) is None else self.nested(key)
+
+    def objects(self, key: str) -> "list[_Fields]":
+        value = self._document.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self._error(key, "is not a list")
+        name = self._name(key)
+        return [_Fields(one, f"{name}[{at}]", self._path) for at, one in enumerate(value)]
 
     def text(self, key: str) -> str:
         value = self._value(key)

@@ -8,10 +8,11 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from check_zfs_sync.service import Target
+from check_zfs_sync.statefile import KeptBase, Success, TargetState, digest
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
-from check_zfs_sync.statefile import Success, digest
 from zfs_sync_agent import handover, observe, plan, record, zfs
 from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
 from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
@@ -48,6 +49,10 @@ class Outcome:
     node: str
     dst: str
     error: SyncError | None
+
+
+def _keeping(kept: tuple[KeptBase, ...], entry: TargetState) -> TargetState:
+    return entry._replace(kept_bases=kept)
 
 
 class Worker:
@@ -199,6 +204,8 @@ class Run:
             self._show_plan(prepared)
         elif self._cycle(self._finish_half_rotated(prepared)):
             self._cycle(self._look_again())
+        if not self.settings.dry_run:
+            self._record_kept_bases(prepared)
 
     def _fail_all(self, error: SyncError) -> None:
         """Record a failure of the source's side: it is the same for every target."""
@@ -613,6 +620,20 @@ class Run:
         if worker.view is not None and (owner is None or owner.source == self.who.source):
             with contextlib.suppress(SyncError):  # the failure itself is what is told
                 self._push(worker)
+
+    def _record_kept_bases(self, source: SourceView) -> None:
+        """Say in the state what the source keeps for whom, and how much it costs there."""
+        retained = self._retained_now()
+        full = [source.tree.full(name) for name in source.tree.datasets]
+        sizes = observe.read_kept(self.side, full, retained) if retained else {}
+        for target in self.resource.targets:
+            kept = tuple(
+                KeptBase(name, *sizes[name])
+                for name in sorted(sizes)
+                if target.node in retained[name]
+            )
+            if kept != self.record.entry(target.node, self.dst).kept_bases:
+                self.record.update(target.node, self.dst, partial(_keeping, kept))
 
     def _push(self, worker: Worker) -> None:
         if worker.target.group == "local":

@@ -350,6 +350,21 @@ def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
     }
 
 
+def read_kept(
+    side: Side, datasets: Sequence[str], names: Iterable[str]
+) -> dict[str, tuple[int, int]]:
+    """Return snapshot name -> its creation and the bytes that only it holds, over all datasets."""
+    argv = zfs.get_values_argv("creation,used")
+    answer = side.run(argv, [f"{full}@{name}" for name in sorted(names) for full in datasets])
+    found: dict[str, tuple[int, int]] = {}
+    for full, values in zfs.parse_values(answer.stdout).items():
+        name = full.partition("@")[2]
+        creation, used = (int(values[key][0]) for key in ("creation", "used"))
+        first, size = found.get(name, (creation, 0))
+        found[name] = (min(first, creation), size + used)
+    return found
+
+
 def _missing_parents(side: Side, dst: str) -> tuple[str, ...]:
     """Return what has to be created above dst, outermost first."""
     parts = dst.split("/")[:-1]

@@ -6,15 +6,18 @@ It asks no other node and changes nothing; it never calls a lag good that it can
 import json
 import sys
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import NamedTuple
 
 from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import State, StateFileError, TargetState, read_state, state_path
 from zfs_sync_agent import observe, record
 from zfs_sync_agent.errors import SyncError
-from zfs_sync_agent.model import MARK, RETAINED, Names, parse_nodes
+from zfs_sync_agent.model import MARK, RETAINED, Names, Standing, parse_nodes, parse_standing
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Shell
+
+Kept = tuple[int, int]  # creation (epoch), bytes
 
 
 class Row(NamedTuple):
@@ -27,7 +30,7 @@ class Row(NamedTuple):
     status: str
     lag: int | None
     limit: int
-    kept_bases: list[str]
+    kept_bases: list[dict[str, object]]
     last_attempt: dict[str, object] | None
 
 
@@ -68,9 +71,15 @@ def _columns(row: Row) -> tuple[str, ...]:
     if row.last_attempt is not None:
         last = str(row.last_attempt["result"])
         last += f": {row.last_attempt['error']}" if row.last_attempt["error"] else ""
-    kept = ",".join(row.kept_bases) or "-"
+    kept = ", ".join(_kept(one) for one in row.kept_bases) or "-"
     lag, limit = human(row.lag), human(row.limit)
     return (row.service, row.rid, row.target, row.status, lag, limit, kept, last)
+
+
+def _kept(base: dict[str, object]) -> str:
+    size = base["bytes"]
+    since = datetime.fromtimestamp(int(str(base["since"])), tz=timezone.utc)
+    return f"@{base['snapshot']} since {since:%Y-%m-%dT%H:%MZ}, {size} bytes"
 
 
 def _rows(resource: SyncResource, state_dir: str, now: int) -> list[Row]:
@@ -79,22 +88,30 @@ def _rows(resource: SyncResource, state_dir: str, now: int) -> list[Row]:
     except StateFileError as error:
         print(error, file=sys.stderr)
         state = None
-    replica_of, retained = _marks(resource)
+    standing, retained, sizes = _marks(resource)
     own = f"/{resource.service}/{resource.rid}"
-    if (replica_of or "").endswith(own) or (
-        state is not None and state.source != resource.nodename
-    ):
+    # After a takeover the other node's state file is here until the first run.
+    copied = state is not None and state.source != resource.nodename
+    if (standing.replica_of or "").endswith(own) or (copied and standing.source_since is None):
         return [_standby_row(resource, state, now)]
     rows = []
     for target in resource.targets:
-        entry = state.targets.get(target.node) if state else None
-        kept = sorted(name for name, users in retained.items() if target.node in users)
+        entry = state.targets.get(target.node) if state and not copied else None
+        kept: list[dict[str, object]] = [
+            {"snapshot": name, "since": sizes[name][0], "bytes": sizes[name][1]}
+            for name in sorted(sizes)
+            if target.node in retained[name]
+        ]
         rows.append(_row(resource, target.node, entry, now, kept))
     return rows
 
 
 def _row(
-    resource: SyncResource, node: str, entry: TargetState | None, now: int, kept: list[str]
+    resource: SyncResource,
+    node: str,
+    entry: TargetState | None,
+    now: int,
+    kept: list[dict[str, object]],
 ) -> Row:
     lag = None
     if entry is not None and entry.snapshot is not None:
@@ -126,19 +143,23 @@ def _standby_row(resource: SyncResource, state: State | None, now: int) -> Row:
     return row._replace(status="standby" if row.status == "up" else row.status)
 
 
-def _marks(resource: SyncResource) -> tuple[str | None, dict[str, frozenset[str]]]:
-    """Return the mark and the kept bases of this node's src; nothing where zfs cannot be asked."""
+def _marks(resource: SyncResource) -> tuple[Standing, dict[str, frozenset[str]], dict[str, Kept]]:
+    """Return the mark of this node's src, its kept bases and what they hold.
+
+    Nothing where zfs cannot be asked.
+    """
     if resource.src is None:
-        return None, {}
+        return Standing(), {}, {}
     shell = Shell(resource.nodename, ())
     words = resource.zfs.get(resource.nodename, ("zfs",))
     side = Side(shell, words, sudo=resource.sudo.get(resource.nodename, False))
     try:
-        side.find_zfs()
-        marks = observe.read_root(side, resource.src)
+        datasets, marks, _ = observe.look(side, resource.src, recursive=resource.recursive)
+        retained = Names(resource.snap_prefix).own(parse_nodes(marks.get(RETAINED)))
+        sizes = observe.read_kept(side, datasets, retained) if datasets and retained else {}
     except SyncError as error:
         print(f"{resource.service}/{resource.rid}: {error.reason}", file=sys.stderr)
-        return None, {}
+        return Standing(), {}, {}
     finally:
         shell.close()
-    return marks.get(MARK), Names(resource.snap_prefix).own(parse_nodes(marks.get(RETAINED)))
+    return parse_standing(marks.get(MARK)), retained, sizes

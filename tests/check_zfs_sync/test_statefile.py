@@ -16,6 +16,7 @@ from check_zfs_sync.statefile import (
     RESULTS,
     STATUSES,
     Attempt,
+    KeptBase,
     Snapshot,
     State,
     StateFileError,
@@ -42,6 +43,7 @@ TARGETS = st.builds(
     | st.builds(Success, EPOCHS, EPOCHS, st.integers(0, 2**63), st.sampled_from(MODES)),
     last_attempt=st.none()
     | st.builds(Attempt, EPOCHS, EPOCHS, st.sampled_from(RESULTS), st.none() | st.text()),
+    kept_bases=st.lists(st.builds(KeptBase, NAMES, EPOCHS, EPOCHS), max_size=2).map(tuple),
     alerted=st.none() | EPOCHS,
 )
 STATES = st.builds(

@@ -57,7 +57,11 @@ def down_for_three_runs_and_back(world: World, absent: Node) -> None:
         for target in present:
             assert target.name not in kept
         assert world.entry(absent)["status"] == "failed"
-        assert row(world, absent)["kept_bases"]
+        (kept_base,) = row(world, absent)["kept_bases"]
+        size = f"{world.src}@{kept_base['snapshot']}"
+        assert int(world.prop(world.source, "creation", size).value) == kept_base["since"]
+        assert kept_base["bytes"] >= int(world.prop(world.source, "used", size).value)
+        assert f"@{kept_base['snapshot']} is kept for it" in world.check(world.source, "-v").stdout
         assert not row(world, present[0])["kept_bases"]
         for target in present:
             assert world.check(target).code == OK
