@@ -1176,13 +1176,14 @@ def needs(
     """Return own snapshot name -> the configured targets that may still need it.
 
     A target not proven by a listing counts as holding A or B; B only if a send of it may have begun
-    (in this run, or in one before if B is a `leftover`).
+    (in this run, or in one before if B is a `leftover`). One that is proven needs nothing, unless a
+    dataset is not in B's tree, because its B was destroyed: there it holds A.
     """
     found: dict[str, set[str]] = {}
     for node, what in known.items():
-        if what.proven:
-            continue
         wanted = None if what.listing is None else _held_names(source, names, what.listing)
+        if what.proven and (wanted is None or wanted <= {names.tosend}):
+            continue
         if wanted is None:
             begun = what.may_hold_goal or leftover
             wanted = _assumed_names(source, names, node) | ({names.tosend} if begun else set())

@@ -1118,6 +1118,12 @@ def test_nobody_needs_anything_where_all_are_proven() -> None:
     assert needs(IN_SYNC, osol2=PROVEN, osol3=PROVEN) == {}
 
 
+def test_a_proven_target_needs_a_where_a_dataset_has_lost_its_b() -> None:
+    held = source({"": "sent:1 tosend:2", "a": "sent:3"}, targets="osol2")
+    there = Knowledge(True, target({"": "sent:1 tosend:2", "a": "sent:3"}), may_hold_goal=False)
+    assert needs(held, osol2=there) == {"sent": ["osol2"], "tosend": ["osol2"]}
+
+
 def test_an_unreachable_target_needs_a() -> None:
     assert needs(IN_SYNC, osol2=PROVEN, osol3=UNREACHABLE) == {"sent": ["osol3"]}
 
