@@ -494,6 +494,8 @@ def plan_branch(
     those in `skip` and what is below them are left out. Raises Refused, BrokenChain.
     """
     if target.tree is None:
+        if ROOT in skip:  # nothing can be received below it
+            return Branch(target.node, goal)
         return Branch(
             target.node,
             goal,

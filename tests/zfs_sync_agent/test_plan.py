@@ -591,6 +591,15 @@ def test_a_first_sync_that_is_not_recursive_sends_the_root_alone() -> None:
     ]
 
 
+def test_a_first_sync_whose_root_fails_by_itself_sends_nothing_else() -> None:
+    held = source({"": "tosend:1", "a": "tosend:2"})
+    skip = frozenset({""})
+    branch = plan.plan_branch(
+        held, target(None), resource(), WHO, "tosend", one_by_one=True, skip=skip
+    )
+    assert branch.streams == ()
+
+
 def test_a_dry_first_sync_plans_before_b_is_taken() -> None:
     branch = branch_of({"": "", "a": ""}, target(None))
     assert (branch.mode, len(branch.streams)) == ("full", 1)
