@@ -151,7 +151,7 @@ def test_no_command_ever_has_the_flag_that_forces(one_target: World) -> None:
                 assert not {"F", "R", "f"} & set(flags), call
 
 
-def test_names_with_spaces_arrive(one_target: World) -> None:
+def test_b25_names_with_spaces_arrive(one_target: World) -> None:
     world = one_target
     src = "osol1_z3_root/my data"
     make_tree(world.source, src, "a child", "b:1.x-y_z")
@@ -176,15 +176,17 @@ def test_a_local_target_is_another_pool_of_the_same_node(one_node: World) -> Non
     world.assert_check(OK, nodes=[world.source])
 
 
-def test_a_whole_pool_as_src_is_refused_with_a_hint(one_target: World) -> None:
+def test_b04_a_whole_pool_as_src_is_refused_with_a_hint(one_target: World) -> None:
     world = one_target
     reshape(world, "osol1_z3_root", "osol2_z3_root")
+    world.target.zfs("create", "osol2_z3_root/precious")
+    world.target.zfs("snapshot", "-r", "osol2_z3_root@precious")
     before = world.target.guids("osol2_z3_root")
     result = world.sync(expect=3)
     assert "next:" in result.stderr
     assert "--in-place" in result.stderr
     assert world.target.guids("osol2_z3_root") == before
-    assert world.datasets(world.target, "osol2_z3_root") == [""]
+    assert world.datasets(world.target, "osol2_z3_root") == ["", "/precious"]
 
 
 # --- incrementals -----------------------------------------------------------------------------
@@ -238,7 +240,7 @@ STEPS = [
 ]
 
 
-def test_children_born_renamed_moved_and_destroyed_are_followed(one_target: World) -> None:
+def test_b14_children_born_renamed_moved_and_destroyed_are_followed(one_target: World) -> None:
     world = one_target
     world.sync()
     world.assert_equal()
@@ -254,7 +256,7 @@ def test_children_born_renamed_moved_and_destroyed_are_followed(one_target: Worl
     world.assert_check(OK)
 
 
-def test_a_child_destroyed_and_re_created_between_two_runs_is_replaced_in_one(
+def test_b14_a_child_destroyed_and_re_created_between_two_runs_is_replaced_in_one(
     one_target: World,
 ) -> None:
     world = one_target

@@ -63,7 +63,7 @@ def assert_refused(
 
 
 @pytest.mark.parametrize("scope", ["the tree", "the root", "a child"])
-def test_a_sent_taken_again_on_the_source_is_refused(one_target: World, scope: str) -> None:
+def test_b01_a_sent_taken_again_on_the_source_is_refused(one_target: World, scope: str) -> None:
     world = one_target
     world.sync()
     place = f"{world.src}/a" if scope == "a child" else world.src
@@ -71,10 +71,14 @@ def test_a_sent_taken_again_on_the_source_is_refused(one_target: World, scope: s
     world.source.zfs("destroy", *depth, f"{place}@sent")
     world.source.write(place, "file", b"changed")
     world.source.zfs("snapshot", *depth, f"{place}@sent")
+    held = world.target.checksums(f"{world.dst}/a@sent")
+    world.watch()
     assert_refused(world, "chain broken", f"{place}@sent", untouched=world.nodes)
+    assert not world.receives()
+    assert world.target.checksums(f"{world.dst}/a@sent") == held
 
 
-def test_a_sent_that_someone_destroyed_on_the_source_is_broken_and_sends_nothing(
+def test_b15_a_sent_that_someone_destroyed_on_the_source_is_broken_and_sends_nothing(
     one_target: World,
 ) -> None:
     world = one_target
@@ -93,7 +97,7 @@ def test_a_sent_that_someone_destroyed_on_the_source_is_broken_and_sends_nothing
 
 
 @pytest.mark.parametrize("child", ["", "/a"])
-def test_what_was_written_on_a_replica_is_rolled_back_and_said(
+def test_b16_what_was_written_on_a_replica_is_rolled_back_and_said(
     one_target: World, child: str
 ) -> None:
     world = one_target
@@ -111,7 +115,7 @@ def test_what_was_written_on_a_replica_is_rolled_back_and_said(
 
 
 @pytest.mark.parametrize("child", ["", "/a"])
-def test_what_was_written_on_a_replica_stays_where_the_file_says_refuse(
+def test_b16_what_was_written_on_a_replica_stays_where_the_file_says_refuse(
     one_target: World, child: str
 ) -> None:
     world = one_target
@@ -147,7 +151,7 @@ def sent_or_goal(world: World, child: str) -> str:
 
 
 @pytest.mark.parametrize("snapshots", [(), ("mine",), ("sent",), ("sent", "tosend")])
-def test_a_first_sync_onto_an_existing_dataset_is_refused(
+def test_b02_a_first_sync_onto_an_existing_dataset_is_refused(
     one_target: World, snapshots: Sequence[str]
 ) -> None:
     world = one_target

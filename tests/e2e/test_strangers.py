@@ -42,7 +42,7 @@ def several_runs(world: World, extra: list[str] | None = None) -> None:
     world.assert_check(OK)
 
 
-def test_foreign_snapshots_of_the_replica_older_and_newer_than_sent_survive(
+def test_b03_foreign_snapshots_of_the_replica_older_and_newer_than_sent_survive(
     one_target: World,
 ) -> None:
     world = one_target
@@ -100,7 +100,7 @@ def test_a_foreign_snapshot_in_a_child_that_is_re_created_survives(one_target: W
         assert guid in world.target.guids(world.dst).values()
 
 
-def test_a_foreign_child_of_the_replica_survives(one_target: World) -> None:
+def test_b03_a_foreign_child_of_the_replica_survives(one_target: World) -> None:
     world = one_target
     world.sync()
     world.target.zfs("create", f"{world.dst}/foreign")
@@ -192,7 +192,7 @@ def test_what_is_beside_dst_is_never_touched(one_target: World) -> None:
         ("hold", "target", ""),
     ],
 )
-def test_a_clone_or_a_hold_of_sent_stops_nothing_and_leaves_nothing(
+def test_b22_a_clone_or_a_hold_of_sent_stops_nothing_and_leaves_nothing(
     one_target: World, side: str, what: str, where: str
 ) -> None:
     world = one_target

@@ -84,7 +84,7 @@ def down_for_three_runs_and_back(world: World, absent: Node) -> None:
     world.assert_check(OK)
 
 
-def test_one_of_two_targets_down_for_three_runs_comes_back_without_a_full_stream(
+def test_b08_one_of_two_targets_down_for_three_runs_comes_back_without_a_full_stream(
     two_targets: World,
 ) -> None:
     down_for_three_runs_and_back(two_targets, two_targets.targets[1])
@@ -146,7 +146,7 @@ def test_nothing_is_taken_while_no_target_answers(two_targets: World) -> None:
 
 
 @pytest.mark.parametrize("verb", ["destroy", "rename"])
-def test_an_answer_lost_while_the_target_rotates_converges_though_it_is_away_then(
+def test_b05_an_answer_lost_while_the_target_rotates_converges_though_it_is_away_then(
     two_targets: World, verb: str
 ) -> None:
     world = two_targets

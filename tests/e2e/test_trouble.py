@@ -159,7 +159,7 @@ def lock_file(world: World) -> str:
     return f"{STATE_DIR}/.{world.service}_{world.rid}_zfs_state.lock"
 
 
-def test_a_second_run_leaves_the_first_alone_quietly(one_target: World) -> None:
+def test_b20_a_second_run_leaves_the_first_alone_quietly(one_target: World) -> None:
     world = one_target
     world.sync()
     gate = world.gate(world.target, "zfs", ["receive", "-d"])

@@ -285,6 +285,11 @@ class World:
         """Return those without a base."""
         return [call for call in self.sends(node) if not {"-i", "-I"} & set(call)]
 
+    def receives(self, target: Node | None = None) -> list[list[str]]:
+        """Return the arguments of every `zfs receive` that was to write data since `watch`."""
+        calls = (target or self.target).calls("zfs")
+        return [call for call in calls if call[:1] == ["receive"] and len(call) > 1]
+
     def gate(self, node: Node, program: str, match: Sequence[str], nth: int = 1) -> Gate:
         """Make the n-th such command on a node wait before it starts, until the gate opens."""
         node.path(GATE).unlink(missing_ok=True)
