@@ -128,6 +128,22 @@ def test_a_foreign_child_with_snapshots_of_our_names_survives(one_target: World)
     assert world.target.guids(foreign) == guids
 
 
+def test_b03_a_copy_of_a_child_made_by_hand_is_never_taken_for_the_child(
+    one_target: World,
+) -> None:
+    world = one_target
+    world.sync()
+    # The copy has the guid of our @sent: ZFS itself would pair it with the source's child.
+    script = f"zfs send {world.dst}/a@sent | zfs receive {world.dst}/copy"
+    world.target.run(["/bin/sh", "-c", script])
+    guids = world.target.guids(f"{world.dst}/copy")
+    sums = world.target.checksums(f"{world.dst}/copy@sent")
+    assert guids[f"{world.dst}/copy@sent"] in world.source.guids(world.src).values()
+    several_runs(world, ["/copy"])
+    assert world.target.guids(f"{world.dst}/copy") == guids
+    assert world.target.checksums(f"{world.dst}/copy@sent") == sums
+
+
 def test_a_foreign_child_below_a_gone_one_keeps_both(one_target: World) -> None:
     world = one_target
     world.sync()

@@ -237,6 +237,31 @@ def test_a_new_target_with_a_slow_first_stream_holds_up_nobody(two_targets: Worl
     world.assert_check(OK)
 
 
+def test_b08_a_new_target_that_waits_at_a_child_holds_up_nobody(two_targets: World) -> None:
+    world = two_targets
+    old, new = world.targets
+    world.configure(file_for(T1))
+    world.sync()
+    world.configure(file_for(T1, T2))
+    world.watch()
+    gate = world.gate(new, "zfs", ["receive", f"{world.dst}/a"])
+    slow = world.start()
+    gate.wait_until_reached()
+    assert world.datasets(new, world.dst) == [""]
+    for number in range(2):
+        change(world, f"meanwhile{number}")
+        world.sync()
+        world.assert_equal(old)
+    gate.open()
+    ended(slow)
+    world.sync()
+    world.sync()
+    world.assert_equal()
+    world.assert_tidy(*world.targets)
+    assert sorted(full_by_dataset(world)) == ["tank/data", "tank/data/a"]
+    world.assert_check(OK)
+
+
 def test_children_come_and_go_while_a_new_target_joins(two_targets: World) -> None:
     world = two_targets
     old, new = world.targets
