@@ -358,12 +358,17 @@ class Branch:
             raise _command_failed(self.side, argv, answer.status, answer.stderr)
 
 
+def _last_words(stderr: str) -> str:
+    """Return what a program said at its end; the usage that follows a complaint says nothing."""
+    said = stderr.partition("\nusage:")[0]
+    return " ".join(said.splitlines()[-3:]) or "no message"
+
+
 def _transfer_failure(done: Transfer, node: str) -> SyncError:
     """Name every stage that failed, the receiver first: a dead receiver breaks the sender too."""
     rows = []
     for stage in done.failed:
-        last = " ".join(stage.stderr.splitlines()[-3:]) or "no message"
-        rows.append(f"{stage.command}: exit {stage.status}: {last}")
+        rows.append(f"{stage.command}: exit {stage.status}: {_last_words(stage.stderr)}")
     receiver = done.stages[-1]
     kind = NoAnswer if receiver.status == SSH_FAILED else CommandFailed
     return kind(
