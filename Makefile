@@ -1,10 +1,11 @@
 # make demo   the scheme on two lab nodes, from the first synchronization to a mended chain
 # make test   all tests; those with real ZFS need root, and run by sudo
+# make kill   the tests of kills with every kill point, not a sample of them
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
 # Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test kill lint clean
 
 # Each worker has labs of its own; the killing tests of one file are spread over the workers.
 JOBS ?= 2
@@ -29,6 +30,11 @@ demo:
 test:
 	@tests/setup.sh $(LAB) $(MANUALS)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+kill:
+	@tests/setup.sh $(LAB)
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KILL_ALL=1 $(PY) -m pytest -n $(JOBS) --dist worksteal \
+		tests/e2e/test_kill.py tests/e2e/test_repair_kill.py
 
 lint:
 	@tests/setup.sh $(MANUALS)
