@@ -18,7 +18,7 @@ from tests.e2e.world import World
 
 pytestmark = pytest.mark.zfs
 
-# KILL_ALL=1 (make kill) leaves no kill point out; else each run tries others.
+# KILL_ALL=1 (make kill) leaves no kill point out; else KILL_SEED chooses some.
 EVERYTHING = bool(os.environ.get("KILL_ALL"))
 READINGS = 1  # how many of the commands that only read are kill points
 CHANGES = 5  # how many of those that change something
