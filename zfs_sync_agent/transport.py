@@ -274,7 +274,9 @@ class Shell:
             command = f"tr '\\n' '\\0' <<'{token}' | xargs -0 {quote(words)}\n{listed}\n{token}\n"
         if text is not None:
             command = f"{quote(words)} <<'{token}'\n{text}{token}\n"
-        return f"{command}s=$?; echo; echo {token} $s; echo {token} >&2\n"
+        # In braces, since a sh whose input is cut runs what it has of a line: @sent of a destroy
+        # could be missing. What lacks the closing brace it does not run.
+        return f"{{ {command}s=$?; echo; echo {token} $s; echo {token} >&2\n}}\n"
 
     def _send(self, data: bytes) -> None:
         """Leave it to the reading loop to write: a peer may write to us at the same time."""

@@ -243,6 +243,32 @@ def test_one_shell_serves_threads_one_after_the_other(shell: Shell) -> None:
     assert answers == {number: f"{number}\n" for number in range(8)}
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        pytest.param(None, None, id="a command"),
+        pytest.param(["first", "second"], None, id="a command with a list"),
+        pytest.param(None, "first\nsecond\n", id="a command with a text"),
+    ],
+)
+def test_a_command_that_was_cut_on_its_way_is_not_run(
+    names: list[str] | None, text: str | None, tmp_path: Path
+) -> None:
+    """`zfs destroy -r tank/data` is the beginning of `zfs destroy -r tank/data@sent`."""
+    words = ("tee", "third") if text else ("touch", "third")
+    whole = {"third", *(names or ())}
+    script = Shell._script(words, names, text, "token").encode()
+    for size in range(len(script) + 1):
+        place = tmp_path / str(size)
+        place.mkdir()
+        cut = script[:size]
+        subprocess.run(["sh"], check=False, input=cut, cwd=place, capture_output=True)
+        made = {one.name: one.read_text() for one in place.iterdir()}
+        if made:
+            assert (set(made), made.get("third")) == (whole, text or ""), cut
+    assert made
+
+
 # --- a transfer -------------------------------------------------------------------------------
 
 
