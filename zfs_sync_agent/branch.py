@@ -254,7 +254,12 @@ class Branch:
         for start in range(0, len(branch.streams), STREAMS_AT_ONCE):
             failure = failure or self._send(branch.streams[start : start + STREAMS_AT_ONCE])
         if branch.before or branch.streams:
-            self._relist(branch.before)
+            try:
+                self._relist(branch.before)
+            except NoAnswer as lost:
+                if failure is not None:  # of a link that is gone the transfer says more
+                    raise failure from lost
+                raise
         return failure
 
     def _prepare(self, step: zfs.Change) -> None:
