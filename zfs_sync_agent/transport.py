@@ -42,7 +42,25 @@ ANSWER_SECONDS = 900
 
 Words = Sequence[str]
 
+
+def quote(words: Words) -> str:
+    """Return words as one shell command; the one function that quotes."""
+    return shlex.join(words)
+
+
 _KEEPER = ("sh", "-c", '"$@"; exit $?', "sh")
+
+# The remote side of a transfer, before the word that is its command. An sshd whose peer is gone
+# without a word does not see it while it only listens, and its receive keeps the replica busy for
+# hours; one that says something every few seconds is told, or gives up after a quarter of an hour.
+BEAT_SECONDS = 5
+_BEATING = quote(
+    (
+        *("sh", "-c"),
+        f"while sleep {BEAT_SECONDS} >/dev/null 2>&1; do echo; done </dev/null 2>/dev/null &"
+        ' eval "$0"; s=$?; kill $!; exit $s',
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -162,11 +180,6 @@ def run_user_command(command: str) -> int:
     return status
 
 
-def quote(words: Words) -> str:
-    """Return words as one shell command; the one function that quotes."""
-    return shlex.join(words)
-
-
 class Shell:
     """An open `sh` on a node: commands go in one by one, each answered with status and output.
 
@@ -221,7 +234,7 @@ class Shell:
         script = " && ".join(quote(words) for words in commands)
         if not self.ssh:
             return ("sh", "-c", script)
-        return self._ssh_words(script)
+        return self._ssh_words(f"{_BEATING} {quote((script,))}")
 
     def _ssh_words(self, script: str) -> tuple[str, ...]:
         """Return ssh below a shell that keeps the lock's descriptor: ssh itself closes it."""
@@ -397,8 +410,16 @@ def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:
     status = int(child.wait())
     size = err.seek(0, os.SEEK_END)
     err.seek(max(0, size - 4096))
-    shown = words[len(_KEEPER) :] if tuple(words[: len(_KEEPER)]) == _KEEPER else words
-    return Stage(quote(shown), status, err.read().decode(errors="replace").strip())
+    said = err.read().decode(errors="replace").splitlines()
+    return Stage(_pasteable(words), status, "\n".join(line for line in said if line.strip()))
+
+
+def _pasteable(words: Words) -> str:
+    """Return a stage's words without the shells around them."""
+    if tuple(words[: len(_KEEPER)]) != _KEEPER:
+        return quote(words)
+    *ssh, script = words[len(_KEEPER) :]
+    return quote((*ssh, *shlex.split(script.removeprefix(_BEATING))))
 
 
 class _Pump:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import OSOL1, OSOL2, Nodes, make_tree
-from tests.e2e.world import OK, STATE_DIR, WARNING, World, ended
-from tests.lab import Node, Pool
+from tests.e2e.world import OK, STATE_DIR, WARNING, World, ended, workers
+from tests.lab import Pool
 from tests.lab.process import eventually
 
 pytestmark = pytest.mark.zfs
@@ -233,21 +233,6 @@ def test_a_signal_ends_the_agent_and_all_its_children(
     world.sync()
     world.assert_tidy(world.target)
     world.assert_check(OK)
-
-
-def workers(node: Node) -> list[str]:
-    """Return the command lines of what runs in a node for the agent."""
-    found = []
-    for pid in node.strays():
-        try:
-            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-                words = file.read().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        line = " ".join(words).strip()
-        if any(name in line for name in ("zfs send", "zfs receive", "ssh ", "zfs_sync_agent")):
-            found.append(line)
-    return sorted(found)
 
 
 # --- cron ---------------------------------------------------------------------------------------

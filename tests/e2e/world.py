@@ -303,3 +303,18 @@ def ended(running: Running, expect: int = 0) -> tuple[str, str]:
     assert running.returncode == expect, f"exit status {running.returncode}\n{stdout}\n{stderr}"
     assert "Traceback" not in stderr, stderr
     return stdout, stderr
+
+
+def workers(node: Node) -> list[str]:
+    """Return the command lines of what runs in a node for the agent."""
+    found = []
+    for pid in node.strays():
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+                words = file.read().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        line = " ".join(words).strip()
+        if any(name in line for name in ("zfs send", "zfs receive", "ssh ", "zfs_sync_agent")):
+            found.append(line)
+    return sorted(found)

@@ -46,6 +46,15 @@ def shell() -> Iterator[Shell]:
     opened.close()
 
 
+@pytest.fixture
+def through_sh(tmp_path: Path) -> Shell:
+    """Return a shell on a node whose ssh runs the remote command here."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    ssh.chmod(0o755)
+    return Shell("osol2", (str(ssh),))
+
+
 # --- a shell ----------------------------------------------------------------------------------
 
 
@@ -175,13 +184,9 @@ def test_the_last_words_of_a_dead_connection_are_told(tmp_path: Path) -> None:
     )
 
 
-def test_ssh_gets_a_command_as_one_word(tmp_path: Path) -> None:
-    ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
-    ssh.chmod(0o755)
-    remote = Shell("osol2", (str(ssh),))
-    answers = [remote.run(("printf", "%s", word)).stdout for word in HOSTILE]
-    remote.close()
+def test_ssh_gets_a_command_as_one_word(through_sh: Shell) -> None:
+    answers = [through_sh.run(("printf", "%s", word)).stdout for word in HOSTILE]
+    through_sh.close()
     assert answers == HOSTILE
 
 
@@ -437,7 +442,33 @@ def test_the_data_connection_runs_its_commands_in_turn() -> None:
 def test_the_remote_data_connection_is_one_ssh_with_one_command() -> None:
     commands = [("zfs", "receive", "a b"), ("zfs", "receive", "c")]
     words = Shell("osol2", ("ssh",)).data_words(commands)
-    assert words[-2:] == ("osol2", "zfs receive 'a b' && zfs receive c")
+    command = shlex.split(words[-1])[-1]
+    assert (words[-2], command) == ("osol2", "zfs receive 'a b' && zfs receive c")
+
+
+def test_a_remote_transfer_passes_every_byte_and_ends_with_its_command(
+    through_sh: Shell, tmp_path: Path
+) -> None:
+    receive = sh(f"cat > '{tmp_path}/it is'; echo torn >&2; exit 3")
+    began = time.monotonic()
+    done = move([("printf", "data")], through_sh.data_words([receive]))
+    assert time.monotonic() - began < transport.BEAT_SECONDS
+    assert (tmp_path / "it is").read_text() == "data"
+    assert [(one.status, one.stderr) for one in done.failed] == [(3, "torn")]
+
+
+def test_a_remote_command_of_a_transfer_is_shown_as_it_can_be_pasted(through_sh: Shell) -> None:
+    commands = [("cat",), ("sh", "-c", "echo 'a  b'; exit 3")]
+    done = move([("true",)], through_sh.data_words(commands))
+    shown = ["sh", "-c", done.failed[0].command]
+    again = subprocess.run(shown, check=False, input="", capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (3, "a  b\n")
+    assert "sleep" not in shown[-1]
+
+
+def test_the_beats_of_a_remote_command_are_not_its_last_words() -> None:
+    done = move([("true",)], sh("echo; echo no room; echo; echo left; echo; echo; exit 1"))
+    assert done.failed[0].stderr.splitlines() == ["no room", "left"]
 
 
 def test_the_lock_is_held_for_an_ssh_that_closes_every_descriptor(tmp_path: Path) -> None:
