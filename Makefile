@@ -19,6 +19,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
 	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
 MANUALS := mandoc:mandoc
+FAULTS := strace:strace
 
 help:
 	@sed -n 's/^# //; /^make\|^Each/p' Makefile
@@ -28,7 +29,7 @@ demo:
 	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m tests.demo.demo
 
 test:
-	@tests/setup.sh $(LAB) $(MANUALS)
+	@tests/setup.sh $(LAB) $(MANUALS) $(FAULTS)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 kill:

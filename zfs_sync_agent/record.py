@@ -5,6 +5,7 @@ It never decides anything from a state file, and no reader ever sees half of one
 
 import contextlib
 import fcntl
+import glob
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,12 @@ from check_zfs_sync.statefile import (
 from zfs_sync_agent.errors import CommandFailed, SyncError
 from zfs_sync_agent.observe import Side
 
-# One shell word: $1 is the folder, $2 the file. mv is the rename that a reader cannot look between.
+# One shell word: $1 is the folder, $2 the file. mv is the rename that a reader cannot look between;
+# what a kill has left of an earlier copy goes first.
 _RECEIVE = (
-    'umask 022; mkdir -p "$1" && t="$1/.$2.$$" && cat > "$t" && chmod 644 "$t" &&'
-    ' { sync -d "$t" 2>/dev/null || :; } && mv -f "$t" "$1/$2" || { rm -f "$t"; exit 1; }'
+    'umask 022; t="$1/.$2.$$.tmp"; mkdir -p "$1" && rm -f "$1/.$2."*.tmp &&'
+    ' cat > "$t" && chmod 644 "$t" && { sync -d "$t" 2>/dev/null || :; } &&'
+    ' mv -f "$t" "$1/$2" || { rm -f "$t"; exit 1; }'
 )
 
 INTERRUPTED = "the run did not come to its end"
@@ -171,9 +174,12 @@ class Record:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write the file under the lock: what is there of a temporary one, a kill has left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink()
         with temporary.open("w", encoding="utf-8") as handle:
             handle.write(text)
             handle.flush()

@@ -1,17 +1,26 @@
 """Tells what became of a process that a test did not start itself."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PATIENCE = 10.0  # seconds; a killed process is gone in milliseconds, even on a busy machine
 
 
+def wait_until(reason: str, condition: Callable[[], bool]) -> None:
+    """Wait for a condition; fail with the reason when it does not come."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"not in {PATIENCE} s: {reason}"
+        time.sleep(0.001)
+
+
 def wait_for(pid_file: Path) -> None:
     """Wait until a script has written its number there."""
-    end = time.monotonic() + PATIENCE
-    while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
-        assert time.monotonic() < end, f"nobody wrote {pid_file}"
-        time.sleep(0.01)
+    wait_until(
+        f"somebody wrote {pid_file}",
+        lambda: pid_file.exists() and pid_file.read_text().endswith("\n"),
+    )
 
 
 def is_gone(pid_file: Path) -> bool:
