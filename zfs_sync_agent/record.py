@@ -54,23 +54,38 @@ class Lock:
 
 
 def acquire(path: Path) -> Lock | int:
-    """Return the lock, or the epoch since when another run holds it.
+    """Return the lock, or the epoch since when another run holds it. Raises CommandFailed.
 
     The file stays: an unlinked lock file could be locked twice.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+")
+    with _told(f"cannot lock {path}", "everything: what cannot be recorded is not done"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            since = int(path.stat().st_mtime)
+            handle.close()
+            return since
+        handle.truncate(0)
+        handle.write(f"{os.getpid()}\n")
+        handle.flush()
+        os.utime(handle.fileno())
+        return Lock(handle)
+
+
+@contextlib.contextmanager
+def _told(what: str, untouched: str) -> Iterator[None]:
+    """Tell what a full or unwritable state folder kept from being done."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        since = int(path.stat().st_mtime)
-        handle.close()
-        return since
-    handle.truncate(0)
-    handle.write(f"{os.getpid()}\n")
-    handle.flush()
-    os.utime(handle.fileno())
-    return Lock(handle)
+        yield
+    except OSError as error:
+        raise CommandFailed(
+            what,
+            detail=str(error),
+            untouched=untouched,
+            hint="make room in the state folder, or make it writable",
+        ) from error
 
 
 class Record:
@@ -89,10 +104,12 @@ class Record:
     def exclusive(self) -> Iterator[None]:
         """Hold off, for moments, other writers of the state file and the source's properties."""
         folder = Path(self.path).parent
-        folder.mkdir(parents=True, exist_ok=True)
         # By src, not by resource: two resources may keep their bases in one src's property.
-        name = f".{self._empty.src.replace('/', '%')}.write.lock"
-        with (folder / name).open("a") as handle:
+        lock = folder / f".{self._empty.src.replace('/', '%')}.write.lock"
+        with _told(f"cannot lock {lock}", "what would have come after it"):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = lock.open("a")
+        with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
@@ -128,21 +145,20 @@ class Record:
         self, node: str, dst: str, change: Callable[[TargetState], TargetState]
     ) -> TargetState:
         """Write one target's entry: temporary file, fsync, rename. Raises CommandFailed."""
-        with self._told("write"), self.exclusive():
+        with self.exclusive():
             state = self.read()
             entry = change(self.entry(node, dst))
-            state = state._replace(targets={**state.targets, node: entry})
-            _write(Path(self.path), format_state(state))
+            self._write(state._replace(targets={**state.targets, node: entry}))
         return entry
 
     def forget_nodes(self, configured: frozenset[str]) -> None:
         """Drop the entries of nodes that are no longer configured."""
         state = self.read()
         if set(state.targets) - configured:
-            with self._told("write"), self.exclusive():
+            with self.exclusive():
                 state = self.read()
                 kept = {node: entry for node, entry in state.targets.items() if node in configured}
-                _write(Path(self.path), format_state(state._replace(targets=kept)))
+                self._write(state._replace(targets=kept))
 
     def push(self, side: Side, node: str) -> None:
         """Copy the state to a target, renamed into place. Raises CommandFailed, NoAnswer."""
@@ -160,17 +176,10 @@ class Record:
                 hint=f"make {path.parent} on {node} writable for the ssh user, with room in it",
             )
 
-    @contextlib.contextmanager
-    def _told(self, verb: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CommandFailed(
-                f"cannot {verb} the state file {self.path}",
-                detail=str(error),
-                untouched="the data on both sides; the check sees the old state",
-                hint="make room in the state folder, or make it writable",
-            ) from error
+    def _write(self, state: State) -> None:
+        what = f"cannot write the state file {self.path}"
+        with _told(what, "the data on both sides; the check sees the old state"):
+            _write(Path(self.path), format_state(state))
 
 
 def _write(path: Path, text: str) -> None:

@@ -135,23 +135,6 @@ def test_a_full_target_pool_is_told_and_recovers(small_target: World, when: str)
     world.assert_check(OK)
 
 
-def test_a_full_disk_of_the_state_folder_is_told(one_target: World) -> None:
-    world = one_target
-    world.sync()
-    state = world.state_text(world.target)
-    world.target.fault("cat", [], "exit 1", when="instead", nth=2)
-    world.source.write(world.src, "file", b"second")
-    result = world.sync(expect=1)
-    assert "state file" in result.stderr
-    assert world.state_text(world.target) == state
-    assert sorted(file.name for file in world.target.path(STATE_DIR).iterdir()) == [
-        f"{world.service}_{world.rid}_zfs_state"
-    ]
-    world.target.clear_faults()
-    world.sync()
-    assert world.entry(world.target, on=world.target) == world.entry(world.target)
-
-
 # --- locks --------------------------------------------------------------------------------------
 
 

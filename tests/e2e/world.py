@@ -167,7 +167,8 @@ class World:
 
     def state_text(self, node: Node) -> str | None:
         """Return the text of the state file, None if there is none."""
-        file = node.path(f"{STATE_DIR}/{self.service}_{self.rid}_zfs_state")
+        # As the node sees it, whatever a test has mounted there.
+        file = node.inside(f"{STATE_DIR}/{self.service}_{self.rid}_zfs_state")
         return file.read_text() if file.exists() else None
 
     def state(self, node: Node) -> dict[str, Any]:
