@@ -216,7 +216,10 @@ class Run:
     def _record_failures(self) -> None:
         for worker in self.workers if not self.settings.dry_run else []:
             if worker.error is not None and not worker.recorded and not worker.joins:
-                self._record_failure(worker, worker.error)
+                try:
+                    self._record_failure(worker, worker.error)
+                except SyncError as error:  # the failure itself is what is told
+                    self.context.warn(error.reason)
 
     def _stand_by(self, source: SourceView) -> None:
         what = f"{self.src} is the replica of {source.replica_of}"

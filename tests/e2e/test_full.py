@@ -89,6 +89,16 @@ def test_a_state_folder_that_is_full_before_the_first_run_is_told_and_recovers(
     recovers(world)
 
 
+def test_a_failure_that_cannot_be_recorded_is_told_all_the_same(world: World) -> None:
+    world.sync()
+    fill(world.source, STATE_BALLAST)
+    world.target.stop_ssh()
+    assert "Connection refused" in world.sync(expect=1).stderr
+    world.target.start_ssh()
+    world.target.zfs("rename", world.dst, f"{world.dst}.moved")
+    assert "chain broken" in world.sync(expect=3).stderr
+
+
 def test_a_full_state_folder_of_the_target_is_told_and_recovers(world: World) -> None:
     world.sync()
     world.watch()
