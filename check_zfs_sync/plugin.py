@@ -594,9 +594,25 @@ def signed_lag(replica: Replica, now: int) -> int | None:
     entry, state = replica.entry, replica.state
     if entry is None or state is None or entry.snapshot is None or entry.status == "never":
         return None
+    now = sources_clock(state, entry, now)
+    return now - max(entry.snapshot.creation, entry.equal_as_of or 0)
+
+
+def sources_clock(state: State, entry: TargetState, now: int) -> int:
+    """Returns what the source's clock says, by what the last run saw of both."""
     # A target may be the source itself (`target = local`): then there is but one clock.
-    offset = (entry.clock_offset or 0) if state.here != state.source else 0
-    return now - offset - max(entry.snapshot.creation, entry.equal_as_of or 0)
+    return now - (entry.clock_offset or 0) if state.here != state.source else now
+
+
+def run_ahead(replica: Replica, now: int) -> int:
+    """Returns how far in the future the last run ended: if it did, a clock was set back since.
+
+    Then every lag is longer than it seems.
+    """
+    entry, state = replica.entry, replica.state
+    if entry is None or state is None or entry.last_attempt is None:
+        return 0
+    return max(0, entry.last_attempt.finished - sources_clock(state, entry, now))
 
 
 def known_lag(signed: int | None) -> int | None:
@@ -615,7 +631,7 @@ def judge(replica: Replica, now: int, options: Options, evidence: Evidence | Non
         *_recorded(replica.entry),
         *_evident(evidence),
         *_aged(lag, limit, options.critical),
-        *_clocked(replica.entry, signed),
+        *_clocked(replica.entry, signed, run_ahead(replica, now)),
     ]
     failure = failure_of(replica.entry)
     if failure is not None:
@@ -667,7 +683,7 @@ def _aged(lag: int | None, limit: Threshold, critical: Threshold | None) -> Iter
             yield Reason(level, "late" if threshold.is_limit else "out of range")
 
 
-def _clocked(entry: TargetState | None, signed: int | None) -> Iterator[Reason]:
+def _clocked(entry: TargetState | None, signed: int | None, ahead: int) -> Iterator[Reason]:
     offset = entry.clock_offset if entry is not None else None
     if offset is not None and abs(offset) > CLOCK_SLACK_SECONDS:
         side = "ahead of" if offset > 0 else "behind"
@@ -675,6 +691,9 @@ def _clocked(entry: TargetState | None, signed: int | None) -> Iterator[Reason]:
         yield Reason(Level.WARNING, "clock skew", text)
     if signed is not None and signed < -CLOCK_SLACK_SECONDS:
         text = f"clock: the last snapshot is {human_duration(-signed)} in the future"
+        yield Reason(Level.WARNING, "clock skew", text)
+    elif ahead > CLOCK_SLACK_SECONDS:
+        text = f"clock: the last run ended {human_duration(ahead)} in the future"
         yield Reason(Level.WARNING, "clock skew", text)
 
 

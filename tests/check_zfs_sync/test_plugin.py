@@ -302,6 +302,32 @@ def test_a_snapshot_within_the_slack_of_the_future_has_no_lag_at_all(world: Worl
     assert answer.perfdata["z3/sync#1/osol2.opensvc.com_lag"] == "0s;90000;;0"
 
 
+def ended(seconds_ago: int, *, clock_offset: int = 0) -> TargetState:
+    """A target whose snapshot is 20 h old, and whose last run failed so long ago."""
+    failed = Attempt(NOW - DAY, NOW - seconds_ago, "failed", "no answer")
+    return entry(age=20 * HOUR, status="failed", clock_offset=clock_offset)._replace(
+        last_attempt=failed
+    )
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(61, 1), (60, 0)])
+def test_a_run_that_ended_in_the_future_is_a_warning(
+    world: World, seconds: int, status: int
+) -> None:
+    # This clock was set back: the snapshot is older than the 20 h that it says.
+    world.state(osol2=ended(-seconds))
+    answer = world.check()
+    assert answer.status == status
+    assert ("clock: the last run ended 1m1s in the future" in answer.line) == bool(status)
+
+
+def test_on_the_target_the_end_of_a_run_is_compared_with_the_sources_clock(world: World) -> None:
+    world.state(here=TARGET, osol2=ended(10, clock_offset=50))
+    assert world.check(nodename=TARGET).status == 0
+    world.state(here=TARGET, osol2=ended(-11, clock_offset=50))
+    assert "the last run ended 1m1s in the future" in world.check(nodename=TARGET).line
+
+
 def test_on_the_target_the_clock_offset_is_taken_off(world: World) -> None:
     # The target's clock, `now`, is 50 s ahead: the snapshot is 10 s old, not 60 s.
     world.state(here=TARGET, osol2=entry(age=60, clock_offset=50))
