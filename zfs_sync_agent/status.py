@@ -17,6 +17,8 @@ from zfs_sync_agent.model import MARK, RETAINED, Names, Standing, parse_nodes, p
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Shell
 
+CLOCK_SLACK_SECONDS = 60  # the check's
+
 Kept = tuple[int, int]  # creation (epoch), bytes
 
 
@@ -119,7 +121,7 @@ def _row(
     word = "warn"
     if entry is not None and entry.status in ("broken", "refused"):
         word = "broken"
-    elif lag is not None and lag <= resource.sync_max_delay:
+    elif lag is not None and lag <= resource.sync_max_delay and not _is_undated(entry, now):
         word = "up"
     last = entry.last_attempt._asdict() if entry and entry.last_attempt else None
     dst = entry.dst if entry else resource.dst or ""
@@ -136,10 +138,20 @@ def _row(
     )
 
 
+def _is_undated(entry: TargetState | None, now: int) -> bool:
+    """Tell whether the clocks differ, or one was set back: the lag may be any, as for the check."""
+    if entry is None or entry.snapshot is None:
+        return True
+    finished = entry.last_attempt.finished if entry.last_attempt else 0
+    ahead = max(entry.snapshot.creation, finished) - now
+    return max(abs(entry.clock_offset or 0), ahead) > CLOCK_SLACK_SECONDS
+
+
 def _standby_row(resource: SyncResource, state: State | None, now: int) -> Row:
     """This node holds the replica: what the source last pushed here is what is known."""
     entry = state.targets.get(resource.nodename) if state else None
-    row = _row(resource, resource.nodename, entry, now, [])
+    offset = (entry.clock_offset or 0) if entry else 0
+    row = _row(resource, resource.nodename, entry, now - offset, [])
     return row._replace(status="standby" if row.status == "up" else row.status)
 
 
