@@ -19,7 +19,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
 	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
 MANUALS := mandoc:mandoc
-FAULTS := strace:strace
+FAULTS := strace:strace faketime:faketime
 
 help:
 	@sed -n 's/^# //; /^make\|^Each/p' Makefile

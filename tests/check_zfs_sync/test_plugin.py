@@ -1,6 +1,7 @@
 """Every row of the check's table, with the clock, the node and both folders as arguments."""
 
 import io
+import time
 from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -337,6 +338,24 @@ def test_on_the_target_the_clock_offset_is_taken_off(world: World) -> None:
 def test_on_the_source_the_clock_offset_does_not_matter(world: World) -> None:
     world.state(osol2=entry(age=60, clock_offset=50))
     assert "osol2 1m (limit" in world.check().line
+
+
+# The clocks of the second one change 15 hours before NOW.
+@pytest.mark.parametrize("zone", ["UTC", "XST5XDT,J14/12,J300", "LINT-14", "SST11"])
+def test_the_zone_of_the_node_does_not_matter(
+    world: World, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    world.state("z4", osol2=entry(age=25 * HOUR))
+    in_utc = world.check("-vv")
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert world.check("-vv") == in_utc
+        world.state("z4", osol2=entry(age=25 * HOUR + 1))
+        assert (in_utc.status, world.check().status) == (0, 1)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 # --- source, target, standby -------------------------------------------------------------------

@@ -73,12 +73,14 @@ class Node(SshHost):
         self.start_zfs()
         self._create_pools()
 
-    def start_zfs(self) -> None:
+    def start_zfs(self, env: Mapping[str, str] | None = None) -> None:
         """Start the ZFS daemon and return when it answers; it imports the pools that it had."""
         log = self.root / "log" / "zfs-fuse"
         command = [tool("zfs-fuse"), "-n", "--no-kstat-mount", "-p", "/run/zfs-fuse.pid"]
         with log.open("a") as output:
-            daemon = self.popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            daemon = self.popen(
+                command, env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         self._daemon = daemon
 
         def answers() -> bool:

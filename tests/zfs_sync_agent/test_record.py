@@ -21,6 +21,8 @@ from check_zfs_sync.statefile import (
 )
 from zfs_sync_agent import record
 from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, Refused
+from zfs_sync_agent.model import Names
+from zfs_sync_agent.model import Snapshot as ModelSnapshot
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.record import INTERRUPTED, Lock, Record
 from zfs_sync_agent.transport import Shell
@@ -386,5 +388,22 @@ def test_a_success_is_the_last_attempt_too() -> None:
     assert IN_SYNC.last_attempt == Attempt(SUCCESS.started, SUCCESS.finished, "ok", None)
 
 
-def test_an_epoch_is_shown_in_utc() -> None:
-    assert record.utc(1276957805) == "Sat Jun 19 14:30:05 2010 UTC"
+# The last two are both half past one on the clocks of New York.
+@pytest.mark.parametrize("zone", ["UTC", "LINT-14", "EST5EDT,M3.2.0,M11.1.0"])
+def test_an_epoch_is_shown_in_utc_wherever_the_node_is(
+    monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        shown = [record.utc(epoch) for epoch in (1276957805, 1604208600, 1604212200)]
+        kept = Names().kept(ModelSnapshot("sent", "451274", 1604212200))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert shown == [
+        "Sat Jun 19 14:30:05 2010 UTC",
+        "Sun Nov 01 05:30:00 2020 UTC",
+        "Sun Nov 01 06:30:00 2020 UTC",
+    ]
+    assert kept == "sent.20201101T063000Z-451274"
