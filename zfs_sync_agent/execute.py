@@ -588,6 +588,7 @@ class Run:
         root = tree.datasets[ROOT].snapshots[goal]
         held = StateSnapshot(root.guid, root.creation, len(guids), digest(guids.items()))
         success = Success(worker.begun, record.now(), branch.size_bytes, branch.mode)
+        lacking = plan.left_behind(tree, goal)
         self.context.info(
             f"update state file with snap uuid {root.guid} ({record.utc(root.creation)})"
         )
@@ -595,7 +596,7 @@ class Run:
             worker.node,
             self.dst,
             lambda entry: record.succeeded(entry, success)._replace(
-                snapshot=held,
+                snapshot=entry.snapshot if lacking else held,  # the lag is that of the oldest
                 clock_offset=branch.view.clock_offset,
                 flags=self.resource.send_options,
             ),

@@ -220,6 +220,19 @@ def unproven(source: Tree, target: Tree | None, goal: str) -> list[str]:
     return [name for name, guid in source.guids(goal).items() if guid not in held]
 
 
+def left_behind(source: Tree, goal: str) -> list[str]:
+    """Return the datasets that are older than the goal and lack it: somebody destroyed it there.
+
+    A target that holds the goal holds something older of them.
+    """
+    born = source.datasets[ROOT].snapshots[goal].createtxg
+    return [
+        name
+        for name, dataset in source.datasets.items()
+        if goal not in dataset.snapshots and dataset.createtxg < born
+    ]
+
+
 # --- the source by itself ---------------------------------------------------------------------
 
 

@@ -209,6 +209,11 @@ def test_b09_a_child_that_could_not_be_sent_is_told_and_nothing_is_rotated(
     entry = world.entry(world.target)
     assert (entry["status"], entry["snapshot"]) == ("failed", recorded)
     change(world, "third")
+    # The next run finishes what there is of the intent, and gets no further: a is as old as before.
+    world.source.fault("zfs", ["snapshot"], "echo no room >&2; exit 1", when="instead")
+    world.sync(expect=1)
+    assert world.entry(world.target)["snapshot"] == recorded
+    world.source.clear_faults()
     world.watch()
     world.sync()
     world.sync()

@@ -1364,3 +1364,8 @@ def test_the_property_keeps_what_another_resource_has_in_it() -> None:
 
 def test_an_empty_property_is_taken_away() -> None:
     assert words([plan.retain(SRC, NAMES, {}, {})]) == ["inherit zfs_sync:retained src"]
+
+
+def test_a_child_that_lost_the_goal_is_left_behind_and_one_born_later_is_not() -> None:
+    here = tree(SRC, {"": "tosend:5", "a": "sent:1 born=1", "b": "born=6", "c": "tosend:5 born=2"})
+    assert plan.left_behind(here, "tosend") == ["a"]
