@@ -1,44 +1,53 @@
-"""Nodes with ZFS in memory, as far as the agent sees it, and runs of the agent that end anywhere.
+"""Nodes with ZFS in memory, as far as the agent sees it, and what may go wrong with them.
 
 What a command does was measured on zfs-fuse 0.7.0 and OpenZFS 2.3.2, the stricter of the two is
 taken: `rename -r` is all or nothing, `destroy -r` may be cut between two datasets, the incremental
-stream of a tree stops at a dataset that has its goal already. It never shares code with plan.py.
+stream of a tree stops at a dataset that has its goal already. test_contract.py holds it to a real
+ZFS. It never shares code with plan.py, and never judges what the agent does.
 """
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import pytest
+from check_zfs_sync.statefile import TargetState
+from zfs_sync_agent.errors import NoAnswer
+from zfs_sync_agent.model import RID
+from zfs_sync_agent.transport import Answer, Stage, Transfer
 
-from check_zfs_sync.service import SyncResource
-from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import branch, execute, record
-from zfs_sync_agent.branch import Context
-from zfs_sync_agent.errors import NoAnswer, SyncError
-from zfs_sync_agent.execute import Outcome, Settings, Worker
-from zfs_sync_agent.model import RID, Names
-from zfs_sync_agent.observe import Side
-from zfs_sync_agent.record import Lock, Record
-from zfs_sync_agent.transport import Answer, Shell, Stage, Transfer
+from .notation import EPOCH
 
-from .notation import EPOCH, WHO
+MOST_STEPS = 1000  # of one world: an agent that needs more goes round in circles
 
 
 class Killed(BaseException):
     """The agent was killed; BaseException, as no handler of failures may swallow it."""
 
 
+class Endless(BaseException):
+    """The agent goes on and on."""
+
+
 @dataclass(frozen=True)
 class Snap:
-    """A snapshot; `rid` is its mark, `source` the one that `zfs get` would show for it."""
+    """A snapshot; `rid` is its mark, `source` the one that `zfs get` would show for it.
+
+    `txg` is the age in its own pool, `born` the creation, which a stream carries along. `data`:
+    something had changed since the one before. `held`: a hold or a clone keeps it.
+    """
 
     guid: str
     txg: int
     rid: str | None
     source: str = "local"
+    born: int = -1
+    data: bool = True
+    held: bool = False
+
+    @property
+    def age(self) -> int:
+        """Return the creation, in the units of txg."""
+        return self.txg if self.born < 0 else self.born
 
 
 @dataclass
@@ -64,13 +73,31 @@ class Dataset:
 class Piece:
     """What a stream holds of one dataset: `base` None is a full one; `names` of all its snapshots.
 
-    `snaps` are received in that order.
+    `snaps` are received in that order; `props` are the dataset's own.
     """
 
+    dataset: str
     relative: str
     base: str | None
     snaps: tuple[tuple[str, Snap], ...]
     names: tuple[tuple[str, str], ...]
+    props: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One change of a receive, not done yet."""
+
+    words: tuple[str, ...]
+    do: Callable[[], None]
+
+
+@dataclass
+class Orphan:
+    """A transfer that goes on after its agent was killed; `node` receives."""
+
+    node: str
+    actions: Iterator[Action]
 
 
 class ZfsError(Exception):
@@ -80,60 +107,137 @@ class ZfsError(Exception):
 Pools = dict[str, dict[str, Dataset]]
 
 
-class World:
-    """All nodes, what is wrong with them, and a fuse: so many steps until the agent is killed.
+@dataclass
+class Trouble:
+    """What is wrong with a world, until it is mended.
 
-    A step is one change that ZFS commits at once. `lose` = (node, steps): a node that stops
-    answering. `watch` is called after each step with the node and the words.
+    `fuse`: so many steps until the agent is killed; `orphans`: its transfer goes on then, and does
+    a step `beside` each step of the next run, or none before that has ended (`after`). `lose`: a
+    node stops answering after so many steps; those in `down` do not answer at all, those in
+    `exported` have no pool. `gap`, `lie`: the number of the transfer that skips the last dataset
+    and exits with 0, or does everything and exits with 1. `blind`: the node and the number of the
+    reading of which the second half cannot be read. `skew`: minutes that a node's clock is ahead.
+    """
+
+    fuse: int | None = None
+    orphans: str = ""
+    lose: tuple[str, int] | None = None
+    down: set[str] = field(default_factory=set)
+    exported: set[str] = field(default_factory=set)
+    gap: int | None = None
+    lie: int | None = None
+    blind: tuple[str, int] | None = None
+    skew: dict[str, int] = field(default_factory=dict)
+
+
+class World:
+    """All nodes, the agent's state file and what is wrong.
+
+    A step is one change that ZFS commits at once. `watch` is called after each with the node and
+    the words, those of the state file included. `taken` knows of every snapshot of the source, also
+    of those that are gone: guid -> dataset and creation.
     """
 
     def __init__(self, pools: Pools, txg: int = 100) -> None:
         self.pools = pools
         self.txg = txg
         self.state: dict[str, TargetState] = {}
-        self.down: set[str] = set()
-        self.lose: tuple[str, int] | None = None
-        self.fuse: int | None = None
+        self.trouble = Trouble()
         self.steps = 0
+        self.transfers = 0
+        self.readings: dict[str, int] = {}
         self.full_streams: list[str] = []
+        self.orphan: Orphan | None = None
+        self.by_orphan = False  # the step that is watched is not the agent's
+        self.unfinished: set[tuple[str, str]] = set()  # datasets of a full receive that was cut
         self.log: list[str] = []
         self.watch: Callable[[str, Sequence[str]], None] = lambda _node, _words: None
+        self.taken = {
+            snap.guid: (dataset.ident, snap.age)
+            for dataset in pools.get("osol1", {}).values()
+            for snap in dataset.snaps.values()
+        }
 
     def copy(self) -> "World":
-        """Return an independent one, its fuse out and nothing wrong with it."""
+        """Return an independent one with nothing wrong."""
         pools = {
             node: {name: dataset.copy() for name, dataset in datasets.items()}
             for node, datasets in self.pools.items()
         }
         twin = World(pools, self.txg)
         twin.state = dict(self.state)
+        twin.taken = dict(self.taken)
         return twin
+
+    def mend(self) -> None:
+        """Let nothing be wrong any more."""
+        self.trouble = Trouble()
 
     def next_txg(self) -> int:
         """Return the next transaction group; it is the clock, too."""
         self.txg += 1
         return self.txg
 
+    def clock(self, node: str = "osol1") -> int:
+        """Return the epoch on a node."""
+        return EPOCH + 60 * (self.txg + self.trouble.skew.get(node, 0))
+
+    def below(self, node: str, root: str) -> list[str]:
+        """Return the names of a tree, parents first."""
+        return sorted(n for n in self.pools[node] if n == root or n.startswith(f"{root}/"))
+
     def check_alive(self, node: str) -> None:
         """Raise what a command meets that is run now: Killed, NoAnswer."""
-        if self.fuse is not None and self.steps > self.fuse:
+        trouble = self.trouble
+        if trouble.fuse is not None and self.steps > trouble.fuse:
             raise Killed
-        if self.lose is not None and self.steps >= self.lose[1]:
-            self.down.add(self.lose[0])
-        if node in self.down:
-            raise NoAnswer(f"no answer from {node}")
+        if trouble.lose is not None and self.steps >= trouble.lose[1]:
+            trouble.down.add(trouble.lose[0])
+        if node in trouble.down:
+            raise NoAnswer(f"no answer from {node}", hint="mend it; the next run tries again")
 
     @contextlib.contextmanager
     def step(self, node: str, words: Sequence[str]) -> Iterator[None]:
         """Do one change, unless the fuse has burnt down."""
-        if self.fuse is not None and self.steps >= self.fuse:
-            self.steps = self.fuse + 1
+        fuse = self.trouble.fuse
+        if fuse is not None and self.steps >= fuse:
+            self.steps = fuse + 1
             raise Killed
+        if self.steps > MOST_STEPS:
+            raise Endless
         self.check_alive(node)
         yield
         self.steps += 1
         self.log.append(f"  {self.steps} {node}: {' '.join(words)}")
         self.watch(node, words)
+        if self.orphan is not None and self.trouble.orphans == "beside":
+            self.let_orphan(1)
+
+    def let_orphan(self, steps: int = MOST_STEPS) -> None:
+        """Let an orphan take some steps, or come to its end."""
+        for _ in range(steps):
+            if self.orphan is None:
+                return
+            try:
+                action = next(self.orphan.actions, None)
+            except (ZfsError, NoAnswer):
+                action = None  # nobody hears of it
+            if action is None:
+                self.orphan = None
+                return
+            node = self.orphan.node
+            action.do()
+            self.log.append(f"    orphan, {node}: {' '.join(action.words)}")
+            self.by_orphan = True
+            self.watch(node, action.words)
+            self.by_orphan = False
+
+    def tidy(self, cut: Collection[tuple[str, str]]) -> None:
+        """Let ZFS take away datasets of full receives that were cut."""
+        for node, name in sorted(self.unfinished & set(cut)):
+            if self.orphan is None:
+                del self.pools[node][name]
+                self.unfinished.discard((node, name))
 
     # --- zfs ----------------------------------------------------------------------------------
 
@@ -146,18 +250,15 @@ class World:
         try:
             act(node, list(argv[1:]), list(names), out, err)
         except ZfsError as error:
-            err.append(str(error))
+            err += str(error).splitlines()
         self.check_alive(node)  # it may have been done, and the answer lost
         text = "".join(f"{line}\n" for line in out)
         return Answer(1 if err else 0, text, "".join(f"{line}\n" for line in err))
 
-    def _below(self, node: str, root: str) -> list[str]:
-        return sorted(n for n in self.pools[node] if n == root or n.startswith(f"{root}/"))
-
     def _open(self, node: str, name: str) -> Dataset:
         dataset, at, snap = name.partition("@")
         found = self.pools[node].get(dataset)
-        if found is None or (at and snap not in found.snaps):
+        if found is None or (at and snap not in found.snaps) or node in self.trouble.exported:
             raise ZfsError(f"cannot open '{name}': dataset does not exist")
         return found
 
@@ -166,12 +267,15 @@ class World:
     ) -> None:
         if "-t" in words and words[words.index("-t") + 1] == "snapshot":
             for name in names:
-                out += [f"{name}@{snap}" for snap in self.pools[node][name].snaps]
+                snaps = self._open(node, name).snaps
+                out += [f"{name}@{one}" for one in sorted(snaps, key=lambda one: snaps[one].txg)]
+            return
+        if words[-1] == "name,mountpoint":
+            out += [f"{name}\tnone" for name in sorted(self.pools[node])]
             return
         root = words[-1]
-        if "/" in root:
-            self._open(node, root)
-        out += self._below(node, root) if "-r" in words else [root]
+        self._open(node, root)
+        out += self.below(node, root) if "-r" in words else [root]
         err += []
 
     def _get(
@@ -183,29 +287,44 @@ class World:
             for key in keys:
                 out.append("\t".join((key, *dataset.props.get(key, ("-", "-")))))
             return
-        for name in names:
+        asked = [*words[4:], *names]
+        self.readings[node] = number = self.readings.get(node, 0) + 1
+        seen = len(asked) // 2 if self.trouble.blind == (node, number) else len(asked)
+        for name in asked[:seen]:
             try:
                 dataset = self._open(node, name)
             except ZfsError as error:
                 err.append(str(error))
                 continue
-            snap = dataset.snaps.get(name.partition("@")[2])
+            values = _properties(dataset, dataset.snaps.get(name.partition("@")[2]))
             for key in keys:
-                out.append("\t".join((name, key, *_property(dataset, snap, key))))
+                value, kind = values.get(key, ("-", "-"))
+                out.append(f"{name}\t{key}\t{value}\t{kind}")
+        err += [f"cannot open '{name}': I/O error" for name in asked[seen:]]
 
     def _snapshot(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
     ) -> None:
         root, _, name = words[-1].partition("@")
-        rid = words[words.index("-o") + 1].partition("=")[2]
-        taken = self._below(node, root) if "-r" in words else [root]
-        if any(name in self.pools[node][one].snaps for one in taken):
-            raise ZfsError(f"cannot create snapshot '{words[-1]}': dataset already exists")
+        self._open(node, root)
+        rid = words[words.index("-o") + 1].partition("=")[2] if "-o" in words else None
+        among = self.below(node, root) if "-r" in words else [root]
+        for one in among:
+            if name in self.pools[node][one].snaps:
+                raise ZfsError(
+                    f"cannot create snapshot '{one}@{name}': dataset already exists\n"
+                    "no snapshots were created"
+                )
         with self.step(node, ("snapshot", *words)):
             txg = self.next_txg()
-            for number, one in enumerate(taken):
-                self.pools[node][one].snaps[name] = Snap(f"{txg}{number:03d}", txg, rid)
-                self.pools[node][one].written = 0
+            for number, one in enumerate(among):
+                dataset = self.pools[node][one]
+                guid = f"{txg}{number:03d}"
+                data = node == "osol1" or dataset.written > 0
+                dataset.snaps[name] = Snap(guid, txg, rid, data=data)
+                dataset.written = 0
+                if node == "osol1":
+                    self.taken[guid] = (dataset.ident, txg)
 
     def _rename(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
@@ -213,40 +332,67 @@ class World:
         old, new = words[-2:]
         self._open(node, old)
         if "@" not in old:
-            self._move(node, old, new)
+            action = self._moving(node, old, new)
+            with self.step(node, action.words):
+                action.do()
             return
         root, _, before = old.partition("@")
         after = new.partition("@")[2]
-        within = self._below(node, root) if "-r" in words else [root]
-        holders = [self.pools[node][one] for one in within if before in self.pools[node][one].snaps]
-        if any(after in one.snaps for one in holders):
-            raise ZfsError(f"cannot rename '{new}': a child dataset already has a snapshot ...")
+        within = self.below(node, root) if "-r" in words else [root]
+        holders = [one for one in within if before in self.pools[node][one].snaps]
+        for one in holders:
+            if after in self.pools[node][one].snaps:
+                what = (
+                    "a child dataset already has a snapshot with the new name"
+                    if "-r" in words
+                    else "dataset already exists"
+                )
+                raise ZfsError(f"cannot rename '{one}@{after}': {what}")
         with self.step(node, ("rename", *words)):
             for one in holders:
-                one.snaps[after] = one.snaps.pop(before)
+                snaps = self.pools[node][one].snaps
+                snaps[after] = snaps.pop(before)
 
-    def _move(self, node: str, old: str, new: str) -> None:
+    def _moving(self, node: str, old: str, new: str) -> Action:
         if new in self.pools[node]:
             raise ZfsError(f"cannot rename '{old}': dataset already exists")
-        with self.step(node, ("rename", old, new)):
-            for one in self._below(node, old):
+
+        def do() -> None:
+            for one in self.below(node, old):
                 self.pools[node][new + one[len(old) :]] = self.pools[node].pop(one)
+
+        return Action(("rename", old, new), do)
 
     def _destroy(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
     ) -> None:
-        self._open(node, words[-1])
         root, at, name = words[-1].partition("@")
-        within = self._below(node, root) if "-r" in words else [root]
         if not at:
-            for one in reversed(within):
-                with self.step(node, ("destroy", one)):
-                    del self.pools[node][one]
+            self._destroy_datasets(node, root, recursive="-r" in words)
             return
-        for one in within:
-            if name in self.pools[node][one].snaps:
-                with self.step(node, ("destroy", f"{one}@{name}")):
-                    del self.pools[node][one].snaps[name]
+        within = self.below(node, root) if "-r" in words else [root]
+        holders = [one for one in within if name in self.pools[node][one].snaps]
+        if "-r" in words and (not holders or node in self.trouble.exported):
+            raise ZfsError(
+                f"cannot destroy '{words[-1]}': dataset does not exist\nno snapshots destroyed"
+            )
+        self._open(node, words[-1])
+        for one in holders:  # in a newer ZFS those before the busy one are gone then
+            if self.pools[node][one].snaps[name].held:
+                raise ZfsError(f"cannot destroy '{one}@{name}': dataset is busy")
+            with self.step(node, ("destroy", f"{one}@{name}")):
+                del self.pools[node][one].snaps[name]
+
+    def _destroy_datasets(self, node: str, root: str, *, recursive: bool) -> None:
+        dataset = self._open(node, root)
+        within = self.below(node, root)
+        if not recursive and (dataset.snaps or len(within) > 1):
+            raise ZfsError(f"cannot destroy '{root}': filesystem has children")
+        for one in reversed(within):
+            if any(snap.held for snap in self.pools[node][one].snaps.values()):
+                raise ZfsError(f"cannot destroy '{one}': dataset is busy")
+            with self.step(node, ("destroy", one)):
+                del self.pools[node][one]
 
     def _rollback(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
@@ -274,8 +420,9 @@ class World:
     def _inherit(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
     ) -> None:
+        dataset = self._open(node, words[1])
         with self.step(node, ("inherit", *words)):
-            self._open(node, words[1]).props.pop(words[0], None)
+            dataset.props.pop(words[0], None)
 
     def _create(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
@@ -287,7 +434,7 @@ class World:
     # --- send and receive ---------------------------------------------------------------------
 
     def send(self, node: str, argv: Sequence[str]) -> list[Piece]:
-        """Return the pieces of a stream. Raises ZfsError."""
+        """Return what a stream announces. Raises ZfsError."""
         root, _, goal = argv[-1].partition("@")
         self._open(node, argv[-1])
         option = next((one for one in argv if one in ("-i", "-I")), None)
@@ -296,49 +443,65 @@ class World:
             self._open(node, f"{root}@{base}")
         snaps = self.pools[node][root].snaps
         if base and snaps[base].txg >= snaps[goal].txg:
-            raise ZfsError(f"incremental source (@{base}) is not earlier than it")
-        within = self._below(node, root) if "-R" in argv else [root]
-        pieces = []
-        for name in within:
-            snaps = self.pools[node][name].snaps
-            if goal not in snaps:
-                continue
-            begin = snaps.get(base) if base else None
-            after = begin.txg if begin else -1
-            wanted = [
-                (one, snap)
-                for one, snap in sorted(snaps.items(), key=lambda item: item[1].txg)
-                if one == goal
-                or (
-                    (option == "-I" or ("-R" in argv and not base))
-                    and after < snap.txg < snaps[goal].txg
-                )
-            ]
-            names = tuple((snap.guid, one) for one, snap in snaps.items())
-            guid = begin.guid if begin else None
-            pieces.append(Piece(name[len(root) :], guid, tuple(wanted), names))
-        return pieces
+            raise ZfsError(f"incremental source ({root}@{base}) is not earlier than it")
+        within = self.below(node, root) if "-R" in argv else [root]
+        history = option == "-I" or ("-R" in argv and not base)
+        return [
+            self._piece(node, name, name[len(root) :], base, goal, history=history)
+            for name in within
+            if goal in self.pools[node][name].snaps
+        ]
 
-    def receive(self, node: str, into: str, pieces: Sequence[Piece], *, replicate: bool) -> None:
-        """Receive a stream at an exact name, one step per dataset. Raises ZfsError."""
+    def _piece(
+        self, node: str, name: str, relative: str, base: str | None, goal: str, *, history: bool
+    ) -> Piece:
+        dataset = self.pools[node][name]
+        snaps = dataset.snaps
+        begin = snaps.get(base) if base else None
+        after = begin.txg if begin else -1
+        wanted = [
+            (one, snap)
+            for one, snap in sorted(snaps.items(), key=lambda item: item[1].txg)
+            if one == goal or (history and after < snap.txg < snaps[goal].txg)
+        ]
+        names = tuple((snap.guid, one) for one, snap in snaps.items())
+        guid = begin.guid if begin else None
+        props = tuple((key, value) for key, (value, _) in dataset.props.items())
+        return Piece(name, relative, guid, tuple(wanted), names, props)
+
+    def _receiving(
+        self, sender: str, node: str, into: str, pieces: Sequence[Piece], *, replicate: bool
+    ) -> Iterator[Action]:
+        """Receive a stream at an exact name, one action per change. Raises ZfsError.
+
+        A dataset is sent when its turn comes: a goal that was renamed meanwhile is skipped.
+        """
         if replicate:
-            self._follow_names(node, into, pieces)
+            yield from self._follow_names(node, into, pieces)
+        skipped = ""
         for piece in pieces:
+            here = self.pools[sender].get(piece.dataset)
+            goal, snap = piece.snaps[-1]
+            if here is None or here.snaps.get(goal) != snap:
+                skipped = f"{piece.dataset}@{goal}"
+                continue
             name = f"{into}{piece.relative}"
             if piece.base is None:
-                self._receive_full(node, name, piece)
+                yield from self._receive_full(node, name, piece)
             else:
-                self._receive_incremental(node, name, piece)
+                yield from self._receive_incremental(node, name, piece)
+        if skipped:
+            raise ZfsError(f"WARNING: could not send {skipped}: does not exist")
 
-    def _follow_names(self, node: str, into: str, pieces: Sequence[Piece]) -> None:
+    def _follow_names(self, node: str, into: str, pieces: Sequence[Piece]) -> Iterator[Action]:
         """The receiver of a tree renames datasets and snapshots by guid before it receives."""
         for piece in (*pieces, *pieces):  # a second time for those that were in each other's way
             name = f"{into}{piece.relative}"
-            for one in self._below(node, into):
+            for one in self.below(node, into):
                 here = self.pools[node].get(one)  # gone, if its parent was renamed just now
                 if here and piece.base and one != name and here.at(piece.base):
                     taken = name in self.pools[node]
-                    self._move(node, one, f"{into}/recv-1-{self.steps}" if taken else name)
+                    yield self._moving(node, one, f"{into}/recv-1-{self.steps}" if taken else name)
         for piece in pieces:
             name = f"{into}{piece.relative}"
             dataset = self.pools[node].get(name)
@@ -348,10 +511,24 @@ class World:
                 if old is None or old == label or old.startswith("recv-"):
                     continue
                 new = f"recv-1-{self.steps}" if label in dataset.snaps else label
-                with self.step(node, ("(receive) rename", f"{name}@{old}", new)):
-                    dataset.snaps[new] = dataset.snaps.pop(old)
+                yield self._relabeling(dataset, name, old, new)
 
-    def _receive_full(self, node: str, name: str, piece: Piece) -> None:
+    def _relabeling(self, dataset: Dataset, name: str, old: str, new: str) -> Action:
+        def do() -> None:
+            dataset.snaps[new] = dataset.snaps.pop(old)
+
+        return Action(("(receive) rename", f"{name}@{old}", new), do)
+
+    def _arrived(self, piece: Piece) -> dict[str, Snap]:
+        return {
+            name: replace(
+                snap, source="received", txg=self.next_txg(), born=snap.age, data=True, held=False
+            )
+            for name, snap in piece.snaps
+        }
+
+    def _receive_full(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
+        """A dataset without a snapshot comes first; if the receive is cut, it is taken away."""
         if name in self.pools[node]:
             raise ZfsError(
                 f"cannot receive new filesystem stream: destination '{name}' exists\n"
@@ -359,29 +536,61 @@ class World:
             )
         if name.rpartition("/")[0] not in self.pools[node]:
             raise ZfsError(f"cannot open '{name}': dataset does not exist")
-        with self.step(node, ("(receive) full", name)):
-            self.full_streams.append(f"{node}:{name}")
-            txg = self.next_txg()
-            snaps = {one: replace(snap, source="received") for one, snap in piece.snaps}
-            self.pools[node][name] = Dataset(txg, txg, snaps)
+        txg = self.next_txg()
+        new = Dataset(txg, txg)
 
-    def _receive_incremental(self, node: str, name: str, piece: Piece) -> None:
+        def begin() -> None:
+            self.pools[node][name] = new
+            self.unfinished.add((node, name))
+
+        def end() -> None:
+            self.full_streams.append(f"{node}:{name}")
+            self.unfinished.discard((node, name))
+            new.snaps.update(self._arrived(piece))
+            new.props.update({key: (value, "received") for key, value in piece.props})
+
+        yield Action(("(receive) begin", name), begin)
+        yield Action(("(receive) full", name), end)
+
+    def _receive_incremental(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
         dataset = self.pools[node].get(name)
         if dataset is None:
-            raise ZfsError(f"destination '{name}' does not exist")
-        base = dataset.at(piece.base or "")
-        if base is None or any(dataset.at(snap.guid) for _, snap in piece.snaps):
+            raise ZfsError(
+                f"cannot receive incremental stream: destination '{name}' does not exist"
+            )
+        base = dataset.snaps.get(dataset.at(piece.base or "") or "")
+        if base is None or any(s.data and s.txg > base.txg for s in dataset.snaps.values()):
             raise ZfsError(
                 f"cannot receive incremental stream: most recent snapshot of {name} does not\n"
                 "match incremental source"
             )
         if dataset.written:
-            raise ZfsError(f"destination {name} has been modified\nsince most recent snapshot")
+            raise ZfsError(
+                f"cannot receive incremental stream: destination {name} has been modified\n"
+                "since most recent snapshot"
+            )
         if clash := [one for one, _ in piece.snaps if one in dataset.snaps]:
             raise ZfsError(f"cannot restore to {name}@{clash[0]}: destination already exists")
-        with self.step(node, ("(receive) incremental", name)):
-            for one, snap in piece.snaps:
-                dataset.snaps[one] = replace(snap, source="received")
+
+        def do() -> None:
+            dataset.snaps.update(self._arrived(piece))
+            for key, value in piece.props:
+                if dataset.props.get(key, ("", ""))[1] != "local":
+                    dataset.props[key] = (value, "received")
+
+        yield Action(("(receive) incremental", name), do)
+
+    def _carry(
+        self, node: str, pairs: Sequence[tuple[Sequence[str], Sequence[str]]], *, gap: bool
+    ) -> Iterator[Action]:
+        """Run several streams over one connection, each if the one before it did well."""
+        for number, (words, into) in enumerate(pairs, start=1):
+            sender = node_of(words[0])
+            pieces = self.send(sender, words[1:])
+            if gap and number == len(pairs):
+                pieces = pieces[:-1]
+            where = landing(words[-1], into)
+            yield from self._receiving(sender, node, where, pieces, replicate="-R" in words)
 
     def transfer(
         self,
@@ -392,166 +601,60 @@ class World:
     ) -> Transfer:
         """Stand in for transport.transfer."""
         node, *commands = receiver
+        self.transfers += 1
+        pairs = [(w, into.split("\0")) for w, into in zip(senders, commands, strict=True)]
+        actions = self._carry(node, pairs, gap=self.trouble.gap == self.transfers)
         sent, received = Stage("zfs send", 0, ""), Stage("zfs receive", 0, "")
+        if self.trouble.lie == self.transfers:
+            received = Stage("zfs receive", 1, "cannot receive: I/O error")
         try:
-            for words, into in zip(senders, commands, strict=True):
-                pieces = self.send(_node_of(words[0]), words[1:])
-                where = _landing(words[-1], into.split("\0"))
-                self.check_alive(node)
-                self.receive(node, where, pieces, replicate="-R" in words)
+            self.check_alive(node)
+            for action in actions:
+                self._do(node, action, actions)
         except ZfsError as error:
             sent, received = Stage("zfs send", -13, ""), Stage("zfs receive", 1, str(error))
         except NoAnswer as error:
             received = Stage("ssh zfs receive", 255, str(error))
         return Transfer(1, (sent, received))
 
+    def _do(self, node: str, action: Action, rest: Iterator[Action]) -> None:
+        try:
+            with self.step(node, action.words):
+                action.do()
+        except Killed:
+            if self.trouble.orphans and self.orphan is None:
+                self.orphan = Orphan(node, _chain(action, rest))
+            raise
 
-def _property(dataset: Dataset, snap: Snap | None, key: str) -> tuple[str, str]:
-    txg = snap.txg if snap else dataset.txg
-    values = {
-        "guid": (snap.guid if snap else str(dataset.ident), "-"),
-        "creation": (str(EPOCH + 60 * txg), "-"),
-        "createtxg": (str(txg), "-"),
-        "written": ("-" if snap else str(dataset.written), "-"),
-        RID: (snap.rid, snap.source) if snap and snap.rid else ("-", "-"),
+
+def _chain(first: Action, rest: Iterator[Action]) -> Iterator[Action]:
+    yield first
+    yield from rest
+
+
+def _properties(dataset: Dataset, snap: Snap | None) -> dict[str, tuple[str, str]]:
+    if snap is None:
+        return {
+            "guid": (str(dataset.ident), "-"),
+            "creation": (str(EPOCH + 60 * dataset.txg), "-"),
+            "createtxg": (str(dataset.txg), "-"),
+            "written": (str(dataset.written), "-"),
+        }
+    return {
+        "guid": (snap.guid, "-"),
+        "creation": (str(EPOCH + 60 * snap.age), "-"),
+        "createtxg": (str(snap.txg), "-"),
+        RID: (snap.rid, snap.source) if snap.rid else ("-", "-"),
     }
-    return values.get(key, ("-", "-"))
 
 
-def _node_of(program: str) -> str:
+def node_of(program: str) -> str:
+    """Return the node of a program's path in a world: /NODE/zfs."""
     return program.split("/")[1]
 
 
-def _landing(sent: str, receive: Sequence[str]) -> str:
+def landing(sent: str, receive: Sequence[str]) -> str:
+    """Return the name at which a stream's root is received."""
     if "-d" in receive:
         return f"{receive[receive.index('-d') + 1]}/{sent.partition('@')[0].split('/', 1)[1]}"
     return receive[-1]
-
-
-# --- the agent in such a world ----------------------------------------------------------------
-
-
-class FakeShell(Shell):
-    """A shell on a node of a world: zfs, and what the agent asks besides."""
-
-    def __init__(self, world: World, node: str) -> None:
-        super().__init__(node, ())
-        self._world = world
-
-    def open(self) -> None:
-        """Nothing to open."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-    def run(
-        self, words: Sequence[str], names: Sequence[str] | None = None, text: str | None = None
-    ) -> Answer:
-        """Answer; of other programs there is only `date`."""
-        self._world.check_alive(self.node)
-        match list(words):
-            case ["command", "-v", "zfs"]:
-                return Answer(0, f"/{self.node}/zfs\n", "")
-            case ["zfs"]:
-                return Answer(2, "", "usage:\n\treceive [-vMnsFhu] <filesystem>\n")
-            case ["zfs", "get"]:
-                return Answer(2, "", "\twritten NO NO <size>\n")
-            case ["zfs", *argv] | [_, *argv] if words[0].endswith("zfs"):
-                return self._world.zfs(self.node, argv, names or ())
-            case ["date", *_]:
-                return Answer(0, "0\n", "")
-        assert text is None
-        return Answer(1, "", f"{words[0]}: not here\n")
-
-    def ask(self, commands: Sequence[Sequence[str]]) -> list[Answer]:
-        """Answer several."""
-        return [self.run(words) for words in commands]
-
-    def data_words(self, commands: Sequence[Sequence[str]]) -> tuple[str, ...]:
-        """Return the node and, as one word each, what it is to receive."""
-        return (self.node, *("\0".join(words) for words in commands))
-
-
-class FakeRecord(Record):
-    """A state file in the world; writing it is a step, too."""
-
-    def __init__(self, folder: str, world: World, empty: State) -> None:
-        super().__init__(folder, empty)
-        self._world, self._nothing = world, empty
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """There is one thread."""
-        yield
-
-    def read(self) -> State:
-        """Return what the world knows."""
-        return self._nothing._replace(targets=self._world.state)
-
-    def update(
-        self, node: str, dst: str, change: Callable[[TargetState], TargetState]
-    ) -> TargetState:
-        """Write one entry."""
-        entry = change(self.entry(node, dst))
-        with self._world.step("state", (node,)):
-            self._world.state = {**self._world.state, node: entry}
-        return entry
-
-    def push(self, side: Side, node: str) -> None:
-        """The copies are not looked at."""
-
-
-class _Worker(Worker):
-    """A worker without a thread: `lazy` acts when it is waited for."""
-
-    lazy = False
-
-    def start(self, act: Callable[[Worker], None]) -> None:
-        self._act: Callable[[Worker], None] | None = act
-        if not (self.lazy and self.joins):
-            self._go()
-
-    def wait(self) -> None:
-        self._go()
-
-    def _go(self) -> None:
-        act, self._act = getattr(self, "_act", None), None
-        if act is None:
-            return
-        try:
-            act(self)
-        except SyncError as error:
-            self.error = self.error or error
-
-
-def _lock() -> Lock:
-    return Lock(Path(os.devnull).open("a+"))
-
-
-def run_agent(
-    world: World, resource: SyncResource, *, lazy_joins: bool = False
-) -> list[Outcome] | None:
-    """Run the agent once; return what became of each target, None if it was killed."""
-    assert resource.src is not None
-    empty = State("z3", "sync#1", "osol1", "osol1", resource.src, 90000, "0", {})
-    rec = FakeRecord("/nowhere", world, empty)
-    lock = _lock()
-    context = Context(
-        resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append
-    )
-    settings = Settings("osol1", consent=False, dry_run=False, show=world.log.append)
-    _Worker.lazy = lazy_joins
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(branch, "transfer", world.transfer)
-        patch.setattr(record, "acquire", lambda _path: _lock())
-        patch.setattr(execute, "Worker", _Worker)
-        patch.setattr(execute, "Shell", lambda node, _ssh, _fds: FakeShell(world, node))
-        run = execute.Run(context, settings, rec, lock, resource.targets)
-        try:
-            return run.go()
-        except Killed:
-            return None
-        finally:
-            lock.close()
-            for worker in run.workers:
-                worker.lock.close()

@@ -1,0 +1,171 @@
+"""Runs of the real agent on nodes with ZFS in memory, which end anywhere.
+
+It stands in for what execute.Run needs from outside: shells, the state file, locks, clocks and
+threads. It decides none of what the agent does.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from check_zfs_sync.service import SyncResource
+from check_zfs_sync.statefile import State, TargetState
+from zfs_sync_agent import branch, execute, observe, record
+from zfs_sync_agent.branch import Context
+from zfs_sync_agent.errors import SyncError
+from zfs_sync_agent.execute import Outcome, Settings, Worker
+from zfs_sync_agent.model import Names
+from zfs_sync_agent.observe import Side
+from zfs_sync_agent.record import Lock, Record
+from zfs_sync_agent.transport import Answer, Shell
+
+from .fakezfs import Killed, World
+from .notation import WHO
+
+
+class FakeShell(Shell):
+    """A shell on a node of a world: zfs, and what the agent asks besides."""
+
+    def __init__(self, world: World, node: str) -> None:
+        super().__init__(node, ())
+        self._world = world
+
+    def open(self) -> None:
+        """Nothing to open."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def run(
+        self, words: Sequence[str], names: Sequence[str] | None = None, text: str | None = None
+    ) -> Answer:
+        """Answer; of other programs there is only `date`."""
+        self._world.check_alive(self.node)
+        match list(words):
+            case ["command", "-v", "zfs"]:
+                return Answer(0, f"/{self.node}/zfs\n", "")
+            case ["zfs"]:
+                return Answer(2, "", "usage:\n\treceive [-vMnsFhu] <filesystem>\n")
+            case ["zfs", "get"]:
+                return Answer(2, "", "\twritten NO NO <size>\n")
+            case ["zfs", *argv] | [_, *argv] if words[0].endswith("zfs"):
+                return self._world.zfs(self.node, argv, names or ())
+            case ["date", *_]:
+                return Answer(0, f"{self._world.clock(self.node)}\n", "")
+        assert text is None
+        return Answer(1, "", f"{words[0]}: not here\n")
+
+    def ask(self, commands: Sequence[Sequence[str]]) -> list[Answer]:
+        """Answer several."""
+        return [self.run(words) for words in commands]
+
+    def data_words(self, commands: Sequence[Sequence[str]]) -> tuple[str, ...]:
+        """Return the node and, as one word each, what it is to receive."""
+        return (self.node, *("\0".join(words) for words in commands))
+
+
+class FakeRecord(Record):
+    """A state file in the world; writing it is a step, too."""
+
+    def __init__(self, folder: str, world: World, empty: State) -> None:
+        super().__init__(folder, empty)
+        self._world, self._nothing = world, empty
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """There is one thread."""
+        yield
+
+    def read(self) -> State:
+        """Return what the world knows."""
+        return self._nothing._replace(targets=self._world.state)
+
+    def update(
+        self, node: str, dst: str, change: Callable[[TargetState], TargetState]
+    ) -> TargetState:
+        """Write one entry."""
+        entry = change(self.entry(node, dst))
+        with self._world.step("state", (node,)):
+            self._world.state = {**self._world.state, node: entry}
+        return entry
+
+    def push(self, side: Side, node: str) -> None:
+        """The copies are not looked at."""
+
+
+class _Worker(Worker):
+    """A worker without a thread: `lazy` acts when it is waited for."""
+
+    lazy = False
+
+    def start(self, act: Callable[[Worker], None]) -> None:
+        self._act: Callable[[Worker], None] | None = act
+        if not (self.lazy and self.joins):
+            self._go()
+
+    def wait(self) -> None:
+        self._go()
+
+    def _go(self) -> None:
+        act, self._act = getattr(self, "_act", None), None
+        if act is None:
+            return
+        try:
+            act(self)
+        except SyncError as error:
+            self.error = self.error or error
+
+
+class _Clock:
+    """What the agent calls `time`, on the source."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def time(self) -> float:
+        return float(self._world.clock())
+
+
+def _lock() -> Lock:
+    return Lock(Path(os.devnull).open("a+"))
+
+
+def _acquire(world: World, path: Path) -> Lock | int:
+    """Lock a target, unless a transfer to it goes on."""
+    if world.orphan is not None and path.name.endswith(f".{world.orphan.node}.lock"):
+        return world.clock()
+    return _lock()
+
+
+def run_agent(
+    world: World, resource: SyncResource, *, lazy_joins: bool = False
+) -> list[Outcome] | None:
+    """Run the agent once; return what became of each target, None if it was killed."""
+    assert resource.src is not None
+    empty = State("z3", "sync#1", "osol1", "osol1", resource.src, 90000, "0", {})
+    rec = FakeRecord("/nowhere", world, empty)
+    lock = _lock()
+    context = Context(
+        resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append
+    )
+    settings = Settings("osol1", consent=False, dry_run=False, show=world.log.append)
+    _Worker.lazy = lazy_joins
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(branch, "transfer", world.transfer)
+        patch.setattr(record, "acquire", lambda path: _acquire(world, path))
+        patch.setattr(record, "now", world.clock)
+        patch.setattr(observe, "time", _Clock(world))
+        patch.setattr(execute, "Worker", _Worker)
+        patch.setattr(execute, "Shell", lambda node, _ssh, _fds: FakeShell(world, node))
+        run = execute.Run(context, settings, rec, lock, resource.targets)
+        try:
+            return run.go()
+        except Killed:
+            return None
+        finally:
+            lock.close()
+            for worker in run.workers:
+                worker.lock.close()
