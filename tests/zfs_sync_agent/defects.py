@@ -68,7 +68,7 @@ def _(patch: Patch) -> None:
             (dataset.snapshots[n] for n in ("sent",) if n in dataset.snapshots and n in held), None
         )
 
-    patch.setattr(plan, "_newest_common", common)
+    patch.setattr(plan, "newest_common", common)
 
 
 @defect("the target is rotated by name", "I1", "B left, target rotated")
@@ -485,7 +485,7 @@ def _(patch: Patch) -> None:
     ) -> plan.Branch:
         if (
             target.tree is not None
-            and plan._newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT]) is None
+            and plan.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT]) is None
         ):
             step = zfs.destroy_dataset(target.dst, "chain broken")
             new = make(source, replace(target, tree=None), resource, who, goal, **words)
@@ -498,7 +498,7 @@ def _(patch: Patch) -> None:
 
 @defect("a source that was rolled back is followed", "I7", "the source was rolled back")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_lost_on_source", lambda *_: None)
+    patch.setattr(plan, "lost_on_source", lambda *_: None)
 
 
 @defect("a dataset that is being received is taken for somebody's", "why", "first sync", "killed")

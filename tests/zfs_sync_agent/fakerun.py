@@ -141,9 +141,17 @@ def _acquire(world: World, path: Path) -> Lock | int:
 
 
 def run_agent(
-    world: World, resource: SyncResource, *, lazy_joins: bool = False
+    world: World,
+    resource: SyncResource,
+    *,
+    lazy_joins: bool = False,
+    kind: type[execute.Run] = execute.Run,
+    consent: bool = False,
 ) -> list[Outcome] | None:
-    """Run the agent once; return what became of each target, None if it was killed."""
+    """Run the agent once; return what became of each target, None if it was killed.
+
+    `kind` is what a person asked for, `consent` that to a full copy.
+    """
     assert resource.src is not None
     empty = State("z3", "sync#1", "osol1", "osol1", resource.src, 90000, "0", {})
     rec = FakeRecord("/nowhere", world, empty)
@@ -151,7 +159,7 @@ def run_agent(
     context = Context(
         resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append
     )
-    settings = Settings("osol1", consent=False, dry_run=False, show=world.log.append)
+    settings = Settings("osol1", consent=consent, dry_run=False, show=world.log.append)
     _Worker.lazy = lazy_joins
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(branch, "transfer", world.transfer)
@@ -160,7 +168,7 @@ def run_agent(
         patch.setattr(observe, "time", _Clock(world))
         patch.setattr(execute, "Worker", _Worker)
         patch.setattr(execute, "Shell", lambda node, _ssh, _fds: FakeShell(world, node))
-        run = execute.Run(context, settings, rec, lock, resource.targets)
+        run = kind(context, settings, rec, lock, resource.targets)
         try:
             return run.go()
         except Killed:

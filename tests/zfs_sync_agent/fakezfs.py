@@ -644,6 +644,7 @@ def _properties(dataset: Dataset, snap: Snap | None) -> dict[str, tuple[str, str
         "guid": (snap.guid, "-"),
         "creation": (str(EPOCH + 60 * snap.age), "-"),
         "createtxg": (str(snap.txg), "-"),
+        "used": ("4096", "-"),
         RID: (snap.rid, snap.source) if snap.rid else ("-", "-"),
     }
 

@@ -4,23 +4,22 @@ The real runs of mend.py are driven against ZFS in memory, see fakezfs, with clo
 After each kill cron's run comes first, then a person asks again; it must end in sync.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import pytest
 
 from check_zfs_sync.service import SyncResource
-from check_zfs_sync.statefile import State
-from zfs_sync_agent import branch, execute, record
-from zfs_sync_agent.branch import Context
-from zfs_sync_agent.execute import Outcome, Run, Settings
+from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
-from zfs_sync_agent.model import MARK, RETAINED, Names
+from zfs_sync_agent.model import MARK, RETAINED
 
-from .fakezfs import Dataset, FakeRecord, FakeShell, Killed, Piece, World, ZfsError, _lock, _Worker
+from .fakerun import run_agent
+from .fakezfs import Action, Dataset, Piece, World, ZfsError
 from .notation import DST, SRC, WHO
-from .test_plan_crash import ONE, resource_for, story, world
+from .worlds import resource_for, world
 
+ONE = ("osol2",)
 ASIDE = f"{DST}.unsent-"
 
 
@@ -34,6 +33,7 @@ class CloneWorld(World):
     def __init__(self, plain: World) -> None:
         super().__init__(plain.pools, plain.txg)
         self.state = dict(plain.state)
+        self.taken = dict(plain.taken)
         self.origins: dict[int, str] = {}
         self.never_received: set[int] = set()
 
@@ -56,13 +56,17 @@ class CloneWorld(World):
             self.origins[txg] = origin.guid
             self.never_received.add(txg)
 
-    def _receive_incremental(self, node: str, name: str, piece: Piece) -> None:
-        super()._receive_incremental(node, name, piece)
+    def _receive_incremental(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
+        for action in super()._receive_incremental(node, name, piece):
+            yield Action(action.words, partial(self._receive_first, node, name, action.do))
+
+    def _receive_first(self, node: str, name: str, do: Callable[[], None]) -> None:
         dataset = self.pools[node][name]
         if dataset.ident in self.never_received:
             # The first received properties take the place of the local ones.
             self.never_received.remove(dataset.ident)
             dataset.props.clear()
+        do()
 
     def _promote(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
@@ -83,7 +87,7 @@ class CloneWorld(World):
         self, node: str, words: list[str], names: list[str], out: list[str], err: list[str]
     ) -> None:
         root, at, name = words[-1].partition("@")
-        within = self._below(node, root) if "-r" in words else [root]
+        within = self.below(node, root) if "-r" in words else [root]
         alive = {one.ident for one in self.pools[node].values()}
         cloned = {guid for ident, guid in self.origins.items() if ident in alive}
         if not at:
@@ -102,7 +106,7 @@ class CloneWorld(World):
             super()._list(node, words, names, out, err)
             return
         self._open(node, words[-1])
-        below = self._below(node, words[-1])
+        below = self.below(node, words[-1])
         out += [one for one in below if one.count("/") <= words[-1].count("/") + 1]
 
     def _get(
@@ -123,33 +127,17 @@ class CloneWorld(World):
 
 def run(state: World, resource: SyncResource, kind: type[Run]) -> list[Outcome] | None:
     """Run once; None if it was killed."""
-    assert resource.src is not None
-    empty = State("z3", "sync#1", "osol1", "osol1", resource.src, 90000, "0", {})
-    rec = FakeRecord("/nowhere", state, empty)
-    lock = _lock()
-    names = Names(resource.snap_prefix)
-    context = Context(resource, WHO, names, state.log.append, state.log.append)
-    settings = Settings(
-        "osol1", consent=kind in (FullRun, InPlaceRun), dry_run=False, show=state.log.append
-    )
-    _Worker.lazy = False
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(branch, "transfer", state.transfer)
-        patch.setattr(record, "acquire", lambda _path: _lock())
-        patch.setattr(execute, "Worker", _Worker)
-        patch.setattr(execute, "Shell", lambda node, _ssh, _fds: FakeShell(state, node))
-        one = kind(context, settings, rec, lock, resource.targets)
-        try:
-            return one.go()
-        except Killed:
-            return None
-        finally:
-            lock.close()
-            for worker in one.workers:
-                worker.lock.close()
+    outcomes = run_agent(state, resource, kind=kind, consent=kind in (FullRun, InPlaceRun))
+    state.tidy(set(state.unfinished))
+    return outcomes
 
 
-A, AB = {"": "sent:1", "a": "sent:1"}, {"": "sent:1 sent2:2", "a": "sent:1 sent2:2"}
+def story(state: World) -> str:
+    """Return what was done."""
+    return "\n".join(state.log)
+
+
+A = {"": "sent:1", "a": "sent:1"}
 NEWER = {"": "sent:2 old:1", "a": "sent:2 old:1"}
 
 RESYNC: Mapping[str, Callable[[], World]] = {
@@ -157,7 +145,7 @@ RESYNC: Mapping[str, Callable[[], World]] = {
     "a child was rolled back": lambda: world(
         {"": "old:1 sent:2", "a": "old:1"}, {"": "old:1 sent:2", "a": "old:1 sent:2"}
     ),
-    "written to, no mark": lambda: written(world(A, A, marked=False)),
+    "written to, no mark": lambda: written(world(A, A, mark=None)),
     "a child without common snapshot": lambda: world(A, {"": "sent:1", "a": "sent:7"}),
 }
 FULL: Mapping[str, Callable[[], World]] = {
@@ -190,7 +178,7 @@ def heads(state: World) -> set[int]:
 
 def new_is_whole(state: World, old: set[int]) -> bool:
     """Tell whether new datasets have, each, a snapshot of the source."""
-    sources = {n[len(SRC) :]: one for n, one in state.pools["osol1"].items() if n.startswith(SRC)}
+    sources = {n[len(SRC) :]: state.pools["osol1"][n] for n in state.below("osol1", SRC)}
     for root in (DST, f"{DST}.full"):
         held = {n: state.pools["osol2"].get(f"{root}{n}") for n in sources}
         if all(
@@ -251,9 +239,9 @@ def test_a_resync_killed_at_any_step_keeps_all_that_the_target_held(start: str) 
         old, held = heads(state), guids(state)
 
         state.watch = partial(watch_old, state, old, held)
-        state.fuse = fuse
+        state.trouble.fuse = fuse
         done = run(state, resource, ResyncRun) is not None
-        state.fuse = None
+        state.trouble.fuse = None
         why = f"{start}, killed after {fuse}"
         run(state, resource, Run)  # cron comes first
         assert old <= heads(state), f"{why}: the old data is gone\n{story(state)}"
@@ -273,9 +261,9 @@ def test_a_full_sync_killed_at_any_step_has_a_whole_copy(start: str) -> None:
         old = heads(state)
 
         state.watch = partial(watch_copies, state, old)
-        state.fuse = fuse
+        state.trouble.fuse = fuse
         done = run(state, resource, FullRun) is not None
-        state.fuse = None
+        state.trouble.fuse = None
         why = f"{start}, killed after {fuse}"
         run(state, resource, Run)
         put_in_order(state, resource, FullRun, why)
@@ -300,9 +288,9 @@ def test_a_consent_to_lose_the_rest_killed_at_any_step_ends_in_sync(
     done = False
     while not done:
         state = CloneWorld(start())
-        state.fuse = fuse
+        state.trouble.fuse = fuse
         done = run(state, resource, kind) is not None
-        state.fuse = None
+        state.trouble.fuse = None
         run(state, resource, Run)
         put_in_order(state, resource, kind, f"killed after {fuse}")
         fuse += 1
