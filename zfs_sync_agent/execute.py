@@ -357,25 +357,21 @@ class Run:
         # After a run that did not come to its end, own snapshots may be there under names that
         # only a full listing shows. What a former source has must be seen wholly, too.
         worker.deep |= entry.last_attempt is not None and entry.last_attempt.result != "ok"
-        follows = handover.follows(source, view, self.who)
-        worker.deep |= follows
+        view = replace(view, follows=handover.follows(source, view, self.who))
+        worker.deep |= view.follows
         cleared, view = observe.clear_up(
             self.side, worker.side, source, view, self.who, deep=worker.deep
         )
         worker.view = view
-        if follows and handover.was_source(view):
+        if view.follows and handover.was_source(view):
             recursive = self.resource.recursive
             handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
-        self._judge(worker, cleared, view, known=known, follows=follows)
+        self._judge(worker, cleared, view, known=known)
         return plan.role(cleared, worker.view, self.names)
 
-    def _judge(
-        self, worker: Worker, source: SourceView, view: TargetView, *, known: bool, follows: bool
-    ) -> None:
+    def _judge(self, worker: Worker, source: SourceView, view: TargetView, *, known: bool) -> None:
         """Raise SyncError where the target must not be written to."""
-        plan.check_target(
-            source, view, self.who, self.names, known=known, consent=self.consent, follows=follows
-        )
+        plan.check_target(source, view, self.who, self.names, known=known, consent=self.consent)
         if view.tree is None:
             carried, used = observe.mountpoints(self.side, worker.side, source)
             plan.check_mounts(carried, used, view, self.resource)

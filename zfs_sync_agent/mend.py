@@ -85,14 +85,12 @@ class FullRun(ResyncRun):
     def _prepare(self, source: SourceView) -> SourceView | None:
         return source
 
-    def _judge(
-        self, worker: Worker, source: SourceView, view: TargetView, *, known: bool, follows: bool
-    ) -> None:
+    def _judge(self, worker: Worker, source: SourceView, view: TargetView, *, known: bool) -> None:
         try:
             if view.tree is not None and not worker.swapped:
                 self._replace(worker, source, view)
                 return
-            super()._judge(worker, source, view, known=known, follows=follows)
+            super()._judge(worker, source, view, known=known)
             if view.tree is None:
                 self._say([self._sending(source, view)])
         except SyncError:

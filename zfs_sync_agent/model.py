@@ -155,7 +155,8 @@ class SourceView:
 class TargetView:
     """One target as one observation saw it; `tree` is None where dst does not exist.
 
-    `mark`, `source_since` and `repair` are its Standing, `swap` is what SWAP says.
+    `mark`, `source_since` and `repair` are its Standing, `swap` is what SWAP says. `follows`: it
+    was found to go over to the source that looks, see handover.
     """
 
     node: str
@@ -170,6 +171,7 @@ class TargetView:
     source_since: int | None = None
     repair: str | None = None
     swap: str | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True)

@@ -325,12 +325,10 @@ def check_target(
     *,
     known: bool,
     consent: bool,
-    follows: bool = False,
 ) -> None:
     """Raise BrokenChain or Refused where the target's root falls in a row that forbids writing.
 
     `known`: the target was once shown to hold a snapshot. `consent`: a full sync was asked for.
-    `follows`: it goes over to this source, whatever its mark says, see handover.
     """
     check_state_owner(target, who)
     if target.tree is None:
@@ -342,7 +340,7 @@ def check_target(
                 f" {_command(who, target, 'syncfull')}",
             )
         return
-    if not follows:
+    if not target.follows:
         _check_mark(source, target, who)
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
     if newest_common(root, twin) is None:
@@ -1003,7 +1001,7 @@ def _half_rotated(
         return bool(intents & twin.snapshots.keys()) or (misnamed and names.sent in twin.snapshots)
 
     cut = any(is_cut(target.tree.datasets[twin], guid) for twin, guid in want.items())
-    if target.mark is None or not cut:
+    if not cut or not (target.mark or target.follows):
         return ()
     return _rotate_to(source, target, want, resource, who).changes
 
