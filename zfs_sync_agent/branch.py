@@ -312,6 +312,7 @@ class Branch:
 
     def _relist(self, before: Sequence[zfs.Change]) -> None:
         renamed = {step.argv[-1].partition("@")[2] for step in before if step.verb == "rename"}
+        seen = self.view
         self.view = observe.relist(
             self.side,
             self.view,
@@ -321,6 +322,7 @@ class Branch:
             renamed=renamed - {""},
         )
         self.may_hold_goal = False
+        plan.check_same_standing(seen, self.view, self.context.who)
 
     def _rollback_of_modified(self, goal: str, failure: SyncError) -> zfs.Change | None:
         """Return the rollback of the dataset that the receiver called modified.

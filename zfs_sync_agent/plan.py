@@ -405,6 +405,23 @@ def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
     )
 
 
+def check_same_standing(before: TargetView, now: TargetView, who: Identity) -> None:
+    """Raise Refused where the target took over, or got another source, while something was sent.
+
+    A mark that is gone is no such case: the first properties that are received clear it.
+    """
+    took_over = now.source_since is not None and now.source_since != before.source_since
+    if not took_over and now.mark in (None, before.mark, who.mark):
+        return
+    what = "took over" if took_over else f"became the replica of {now.mark}"
+    raise Refused(
+        f"{now.dst} on {now.node} {what} while this run sent to it",
+        untouched="its mark and its snapshots; what was received stays there",
+        hint=f"nothing, if that was meant; if {who.source} is to be the source: zfs_sync_agent"
+        f" -s {who.service} --rid {who.rid} takeover (on {who.source})",
+    )
+
+
 def _check_is_no_source(source: SourceView, target: TargetView, who: Identity) -> None:
     """Raise where the target took over, or takes snapshots of its own for this resource.
 

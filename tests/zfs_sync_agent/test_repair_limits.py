@@ -1,0 +1,59 @@
+"""What no run takes away: a target that took over meanwhile, and what a person did not speak of.
+
+The real runs are driven against ZFS in memory; somebody acts on the target between two of their
+commands.
+"""
+
+from collections.abc import Callable, Sequence
+
+from zfs_sync_agent.execute import Outcome, Run
+from zfs_sync_agent.mend import FullRun, InPlaceRun, ResyncRun
+from zfs_sync_agent.model import MARK, Standing
+
+from .notation import DST
+from .test_repair_crash import ONE, A, CloneWorld, run, story
+from .worlds import resource_for, world
+
+OSOL2 = "osol2"
+
+
+def told(outcomes: Sequence[Outcome] | None) -> str:
+    """Return what a run told, with what it says to do next."""
+    return "\n".join(one.error.block(one.node) for one in outcomes or () if one.error)
+
+
+def then(state: CloneWorld, words: Sequence[str], act: Callable[[], None]) -> None:
+    """Let somebody act once, right after the first step on the target that has these words."""
+    done: list[bool] = []
+
+    def watch(node: str, step: Sequence[str]) -> None:
+        if node == OSOL2 and not done and tuple(step[: len(words)]) == tuple(words):
+            done.append(True)
+            act()
+
+    state.watch = watch
+
+
+def take_over(state: CloneWorld) -> None:
+    """Make the target a source, and let its application write."""
+    root = state.pools[OSOL2][DST]
+    root.props[MARK] = (Standing(source_since=state.clock() + 60).value, "local")
+    root.props.pop("readonly", None)
+    root.written = 4096
+
+
+def is_source(state: CloneWorld) -> bool:
+    root = state.pools[OSOL2].get(DST)
+    mark = root.props.get(MARK, ("", ""))[0] if root else ""
+    return mark.startswith("none@") and bool(root and root.written and "readonly" not in root.props)
+
+
+def test_a_target_that_takes_over_during_a_transfer_stays_the_source() -> None:
+    state = CloneWorld(world(A, A))
+    resource = resource_for(ONE)
+    then(state, ("(receive) incremental", f"{DST}/a"), lambda: take_over(state))
+    assert "took over" in told(run(state, resource, Run))
+    assert is_source(state), story(state)
+    for kind in (Run, ResyncRun, FullRun, InPlaceRun):
+        assert told(run(state, resource, kind))
+        assert is_source(state), story(state)
