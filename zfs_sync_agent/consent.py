@@ -190,9 +190,8 @@ def _beyond(dataset: Dataset, twin: Dataset) -> tuple[Snapshot | None, tuple[Sna
 
 
 def check_resync(source: SourceView, target: TargetView, who: Identity) -> None:
-    """Raise where a resync cannot help, or must not."""
+    """Raise where a resync cannot help."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
-    check_is_no_other(source, target, who)
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
     if plan.newest_common(root, twin) is None:
         raise BrokenChain(

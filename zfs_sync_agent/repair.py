@@ -51,8 +51,10 @@ class Resync:
         tree = observe.deepen(self.source_side, tree, list(tree.datasets))
         self.source = replace(self.source, tree=tree)
         self.view = self._observe(self.view.dst)
-        self.aside = self._find_aside()
         who = self.context.who
+        if self.view.tree is not None:
+            consent.check_is_no_other(self.source, self.view, who)
+        self.aside = self._find_aside()
         if self.aside is not None:
             return [f"{self.view.node}: going on from {self.aside.dst}, which is kept"]
         if self.view.tree is None:

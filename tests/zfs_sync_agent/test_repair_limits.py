@@ -11,7 +11,7 @@ from zfs_sync_agent.mend import FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import MARK, Standing
 
 from .notation import DST
-from .test_repair_crash import ONE, A, CloneWorld, run, story
+from .test_repair_crash import NEWER, ONE, A, CloneWorld, run, story
 from .worlds import resource_for, world
 
 OSOL2 = "osol2"
@@ -57,3 +57,14 @@ def test_a_target_that_takes_over_during_a_transfer_stays_the_source() -> None:
     for kind in (Run, ResyncRun, FullRun, InPlaceRun):
         assert told(run(state, resource, kind))
         assert is_source(state), story(state)
+
+
+def test_a_resync_that_was_cut_does_not_go_on_where_the_target_took_over_since() -> None:
+    state = CloneWorld(world({"": "old:1", "a": "old:1"}, NEWER))
+    resource = resource_for(ONE)
+    then(state, ("promote", f"{DST}/a"), lambda: setattr(state.trouble, "fuse", state.steps))
+    assert run(state, resource, ResyncRun) is None
+    state.mend()
+    take_over(state)
+    assert "takeover" in told(run(state, resource, ResyncRun)), story(state)
+    assert is_source(state), story(state)
