@@ -111,11 +111,20 @@ class FullRun(ResyncRun):
 
     def _replace(self, worker: Worker, source: SourceView, view: TargetView) -> None:
         plan.check_state_owner(view, self.who)
-        consent.check_replaceable(source, view, self.who, in_place=self.in_place)
+        whole = self._check_replaceable(worker, source)
         if self.in_place:
-            self._clear(worker, source, view)
+            self._clear(worker, source, whole)
         else:
             self._go_beside(worker, source, view)
+
+    def _check_replaceable(self, worker: Worker, source: SourceView) -> TargetView:
+        """Return all that is at dst, also what is none of the resource: all of it would go."""
+        view = self._observe_whole(worker, source, self.dst, recursive=True)
+        if view.tree is not None:
+            tree = observe.deepen(self.side, source.tree, list(source.tree.datasets))
+            known = replace(source, tree=tree)
+            consent.check_replaceable(known, view, self.who, in_place=self.in_place)
+        return view
 
     def _clear(self, worker: Worker, source: SourceView, view: TargetView) -> None:
         """Destroy what is there, for which the person gave the consent. Cut, it is done again."""
@@ -138,11 +147,12 @@ class FullRun(ResyncRun):
     def _go_beside(self, worker: Worker, source: SourceView, view: TargetView) -> None:
         """From here on the target's view is that of the new copy."""
         dst = consent.beside_name(view.dst)
-        beside = self._observe_beside(worker, source, dst)
+        beside = self._observe_whole(worker, source, dst, recursive=True)
         goal = self.names.tosend_for(worker.node)
         if stale := consent.check_beside(source, beside, self.who, goal):
             self._do_or_show(worker.side, stale)
-            beside = self._observe_beside(worker, source, dst)
+        recursive = self.resource.recursive
+        beside = self._observe_whole(worker, source, dst, recursive=recursive)
         sizes = self._sizes(source)
         if beside.tree is None:
             parent = dst.rpartition("/")[0]
@@ -158,14 +168,12 @@ class FullRun(ResyncRun):
         )
         worker.view, worker.beside = beside, True
 
-    def _observe_beside(self, worker: Worker, source: SourceView, dst: str) -> TargetView:
+    def _observe_whole(
+        self, worker: Worker, source: SourceView, dst: str, *, recursive: bool
+    ) -> TargetView:
+        """Return a tree of the target with all its snapshots."""
         view = observe.observe_target(
-            worker.side,
-            worker.node,
-            dst,
-            self.names,
-            source,
-            recursive=self.resource.recursive,
+            worker.side, worker.node, dst, self.names, source, recursive=recursive
         )
         if view.tree is None:
             return view
@@ -173,11 +181,12 @@ class FullRun(ResyncRun):
         return replace(view, tree=tree)
 
     def _land(self, worker: Worker) -> None:
-        """The new copy is proven: it takes the place of the old one."""
+        """The new copy is proven: it takes the place of the old one, if that is still no more."""
         if not worker.beside:
             return
         assert worker.branch is not None  # noqa: S101 - it was just brought to its goal
         source = worker.branch.source
+        self._check_replaceable(worker, source)
         swap = Swap(self.context, worker.side, source, worker.node, self.dst)
         swap.begin()
         worker.beside = False

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from zfs_sync_agent import consent, observe, plan, zfs
 from zfs_sync_agent.branch import Context, change
-from zfs_sync_agent.errors import CommandFailed
+from zfs_sync_agent.errors import CommandFailed, Refused
 from zfs_sync_agent.model import (
     MARK,
     SWAP,
@@ -253,9 +253,11 @@ class Swap:
         if view.tree is None:
             return True
         tree = observe.deepen(self.side, view.tree, list(view.tree.datasets))
-        strange = consent.foreign(self.source, replace(view, tree=tree), self.context.who)
-        if strange:
-            self.context.warn(f"{name} is kept: it holds {', '.join(strange[:5])}")
+        try:
+            old = replace(view, tree=tree)
+            consent.check_replaceable(self.source, old, self.context.who, in_place=False)
+        except Refused as refused:
+            self.context.warn(f"{name} is kept: {refused.reason}")
             return False
         why = f"destroying {name}: {self.dst} was sent anew, and proven"
         try:

@@ -6,10 +6,13 @@ commands.
 
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.mend import FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import MARK, Standing
 
+from .fakezfs import Dataset, Snap
 from .notation import DST
 from .test_repair_crash import NEWER, ONE, A, CloneWorld, run, story
 from .worlds import resource_for, world
@@ -68,3 +71,20 @@ def test_a_resync_that_was_cut_does_not_go_on_where_the_target_took_over_since()
     take_over(state)
     assert "takeover" in told(run(state, resource, ResyncRun)), story(state)
     assert is_source(state), story(state)
+
+
+def test_a_target_that_takes_over_while_its_new_copy_is_sent_is_not_replaced() -> None:
+    state = CloneWorld(world({"": "sent:5", "a": "sent:5"}, A, known=ONE))
+    then(state, ("(receive) full", f"{DST}.full/a"), lambda: take_over(state))
+    assert "takeover" in told(run(state, resource_for(ONE), FullRun))
+    assert is_source(state), story(state)
+
+
+@pytest.mark.parametrize("kind", [FullRun, InPlaceRun])
+def test_what_lies_below_a_dst_that_is_sent_without_its_children_stays_there(
+    kind: type[Run],
+) -> None:
+    state = CloneWorld(world({"": "sent:5"}, {"": "sent:1"}, known=ONE))
+    state.pools[OSOL2][f"{DST}/mine"] = Dataset(7, 7, {"daily": Snap("77", 7, None)})
+    assert f"{DST}/mine" in told(run(state, resource_for(ONE, recursive=False), kind))
+    assert state.pools[OSOL2][f"{DST}/mine"].ident == 7, story(state)
