@@ -28,7 +28,7 @@ from zfs_sync_agent.model import (
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.plan import Role
 from zfs_sync_agent.record import Lock, Record
-from zfs_sync_agent.repair import Swap
+from zfs_sync_agent.repair import Swap, find_aside
 from zfs_sync_agent.transport import Shell, quote
 
 
@@ -371,6 +371,9 @@ class Run:
 
     def _judge(self, worker: Worker, source: SourceView, view: TargetView, *, known: bool) -> None:
         """Raise SyncError where the target must not be written to."""
+        gone = view.tree is None and known and not self.consent
+        if gone and find_aside(worker.side, self.dst, self.who):
+            raise plan.cut_resync(view, self.who)
         plan.check_target(source, view, self.who, self.names, known=known, consent=self.consent)
         if view.tree is None:
             carried, used = observe.mountpoints(self.side, worker.side, source)

@@ -370,16 +370,21 @@ def check_target(
         )
 
 
+def cut_resync(target: TargetView, who: Identity) -> Refused:
+    """Return the refusal of a target that only a second syncresync may touch."""
+    return Refused(
+        f"a syncresync of {target.dst} on {target.node} did not come to its end",
+        untouched=UNTOUCHED,
+        hint=f"let it go on: {_command(who, target, 'syncresync')}",
+    )
+
+
 def _check_mark(source: SourceView, target: TargetView, who: Identity) -> None:
     """Raise where the mark, or its absence, says that the target is not this source's replica."""
     if target.mark == who.mark:
         return
     if target.repair is not None:
-        raise Refused(
-            f"a syncresync of {target.dst} on {target.node} did not come to its end",
-            untouched=UNTOUCHED,
-            hint=f"let it go on: {_command(who, target, 'syncresync')}",
-        )
+        raise cut_resync(target, who)
     if target.mark is None:
         _check_is_no_source(source, target, who)
         if target.node in source.targets:

@@ -22,6 +22,17 @@ from zfs_sync_agent.model import (
 from zfs_sync_agent.observe import Side
 
 
+def find_aside(side: Side, dst: str, who: plan.Identity) -> str | None:
+    """Return the name of the tree that a syncresync which was cut has put aside."""
+    prefix = consent.aside_prefix(dst)
+    for name in reversed(observe.list_beside(side, dst)):
+        if name.startswith(prefix):
+            marks = observe.read_root(side, name)
+            if parse_standing(marks.get(MARK)) == Standing(repair=who.mark):
+                return name
+    return None
+
+
 class Resync:
     """Takes one target back to the last common snapshots, and keeps or discards the rest."""
 
@@ -40,6 +51,7 @@ class Resync:
         self.source, self.view, self.now = source, view, now
         self.discard = discard
         self.aside: TargetView | None = None  # what an earlier call, or this one, put aside
+        self.left: str | None = None  # what one that came to its end without us has left
         self.pairs: dict[str, str] = {}  # full names: the new dataset, the one aside
 
     def look(self) -> list[str]:
@@ -54,9 +66,12 @@ class Resync:
         who = self.context.who
         if self.view.tree is not None:
             consent.check_is_no_other(self.source, self.view, who)
-        self.aside = self._find_aside()
-        if self.aside is not None:
-            return [f"{self.view.node}: going on from {self.aside.dst}, which is kept"]
+        aside = find_aside(self.side, self.view.dst, who)
+        if aside is not None and self._is_over():
+            self.left = aside
+        elif aside is not None:
+            self.aside = self._observe(aside)
+            return [f"{self.view.node}: going on from {aside}, which is kept"]
         if self.view.tree is None:
             return []
         consent.check_resync(self.source, self.view, who)
@@ -87,6 +102,8 @@ class Resync:
         if nothing and self.view.mark == self.context.who.mark:
             return
         remember()
+        if self.left is not None:
+            change(self.context, self.side, zfs.set_property(self.left, MARK, ""))
         if self.aside is None:
             change(self.context, self.side, consent.repair_mark(self.view.dst, self.context.who))
             if self.discard or nothing:
@@ -188,16 +205,12 @@ class Resync:
         tree = observe.deepen(self.side, view.tree, list(view.tree.datasets))
         return replace(view, tree=tree)
 
-    def _find_aside(self) -> TargetView | None:
-        """Return the tree that a call which was cut has put aside."""
-        prefix = consent.aside_prefix(self.view.dst)
-        wanted = Standing(repair=self.context.who.mark)
-        for name in reversed(observe.list_beside(self.side, self.view.dst)):
-            if name.startswith(prefix):
-                marks = observe.read_root(self.side, name)
-                if parse_standing(marks.get(MARK)) == wanted:
-                    return self._observe(name)
-        return None
+    def _is_over(self) -> bool:
+        """Tell whether dst is a replica again that has something new to be rolled back."""
+        if self.view.tree is None or self.view.mark != self.context.who.mark:
+            return False
+        found = consent.losses(self.source, self.view)
+        return any(one.base is None or one.newer or one.size_bytes for one in found)
 
 
 class Swap:

@@ -13,7 +13,7 @@ from zfs_sync_agent.mend import FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import MARK, Standing
 
 from .fakezfs import Dataset, Snap
-from .notation import DST
+from .notation import DST, SRC, WHO
 from .test_repair_crash import NEWER, ONE, A, CloneWorld, run, story
 from .worlds import resource_for, world
 
@@ -88,3 +88,32 @@ def test_what_lies_below_a_dst_that_is_sent_without_its_children_stays_there(
     state.pools[OSOL2][f"{DST}/mine"] = Dataset(7, 7, {"daily": Snap("77", 7, None)})
     assert f"{DST}/mine" in told(run(state, resource_for(ONE, recursive=False), kind))
     assert state.pools[OSOL2][f"{DST}/mine"].ident == 7, story(state)
+
+
+def cut_resync(state: CloneWorld, *after: str) -> None:
+    """Kill a syncresync after the first step on the target that has these words."""
+    then(state, after, lambda: setattr(state.trouble, "fuse", state.steps))
+    assert run(state, resource_for(ONE), ResyncRun) is None
+    state.mend()
+
+
+@pytest.mark.parametrize("after", ["rename", "clone", "promote"])
+def test_a_syncresync_that_was_cut_is_told_to_go_on(after: str) -> None:
+    state = CloneWorld(world({"": "old:1", "a": "old:1"}, NEWER))
+    cut_resync(state, after)
+    assert "syncresync" in told(run(state, resource_for(ONE), Run))
+
+
+def test_a_tree_aside_that_a_cut_syncresync_left_hinders_no_later_one() -> None:
+    state = CloneWorld(world({"": "old:1", "a": "old:1"}, NEWER))
+    resource = resource_for(ONE)
+    cut_resync(state, "set", f"{MARK}={WHO.mark}")
+    for _ in range(2):  # cron's runs bring it in sync; the tree aside is still marked
+        assert not told(run(state, resource, Run)), story(state)
+    for name in ("", "/a"):  # the source is rolled back once more
+        snaps = state.pools["osol1"][f"{SRC}{name}"].snaps
+        for snap in [one for one in snaps if one != "old"]:
+            del snaps[snap]
+    assert "syncresync" in told(run(state, resource, Run))
+    assert not told(run(state, resource, ResyncRun)), story(state)
+    assert not told(run(state, resource, Run)), story(state)
