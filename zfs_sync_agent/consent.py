@@ -54,20 +54,24 @@ def check_is_no_other(source: SourceView, target: TargetView, who: Identity) -> 
 
     There the consent was given on the wrong node.
     """
+    takeover = (
+        f"if {who.source} is to be the source: zfs_sync_agent -s {who.service} --rid {who.rid}"
+        f" takeover (on {who.source}), then again"
+    )
     if (target.source_since or 0) > (source.source_since or 0):
         raise Refused(
             f"{target.dst} on {target.node} is the source of {who.rid_value} by takeover",
             untouched=UNTOUCHED,
-            hint=f"if {who.source} is to be the source: zfs_sync_agent -s {who.service}"
-            f" --rid {who.rid} takeover (on {who.source}), then again",
+            hint=takeover,
         )
-    mark = target.mark or target.repair
-    other, _, resource = (mark or who.mark).partition("/")
-    if mark != who.mark and (resource != who.rid_value or other not in {who.source, *who.peers}):
+    mark = target.mark or target.repair or who.mark
+    other, _, resource = mark.partition("/")
+    peer = resource == who.rid_value and other in who.peers
+    if mark != who.mark and not (peer and source.source_since is not None):
         raise Refused(
-            f"{target.dst} on {target.node} is the replica of {mark}",
+            f"{target.dst} on {target.node} is the replica of {mark}, not of {who.mark}",
             untouched=UNTOUCHED,
-            hint="choose another dst",
+            hint=takeover if peer else "choose another dst",
         )
 
 
