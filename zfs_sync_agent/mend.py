@@ -63,7 +63,7 @@ class ResyncRun(Run):
 
     def _remember(self, worker: Worker) -> None:
         with self.record.exclusive():
-            self._set_targets(self.side, lambda known: known | {worker.node})
+            self._set_targets(worker.source_side, lambda known: known | {worker.node})
 
     def _say(self, lines: Sequence[str]) -> None:
         with _PRINTING:
@@ -87,7 +87,7 @@ class FullRun(ResyncRun):
 
     def _judge(self, worker: Worker, source: SourceView, view: TargetView, *, known: bool) -> None:
         try:
-            if view.tree is not None and not worker.swapped:
+            if view.tree is not None and self.consent and not worker.swapped:
                 self._replace(worker, source, view)
                 return
             super()._judge(worker, source, view, known=known)
@@ -121,7 +121,7 @@ class FullRun(ResyncRun):
         """Return all that is at dst, also what is none of the resource: all of it would go."""
         view = self._observe_whole(worker, source, self.dst, recursive=True)
         if view.tree is not None:
-            tree = observe.deepen(self.side, source.tree, list(source.tree.datasets))
+            tree = observe.deepen(worker.source_side, source.tree, list(source.tree.datasets))
             known = replace(source, tree=tree)
             consent.check_replaceable(known, view, self.who, in_place=self.in_place)
         return view
@@ -187,6 +187,7 @@ class FullRun(ResyncRun):
         assert worker.branch is not None  # noqa: S101 - it was just brought to its goal
         source = worker.branch.source
         self._check_replaceable(worker, source)
+        self._remember(worker)  # from here on a dst that is missing is no new target
         swap = Swap(self.context, worker.side, source, worker.node, self.dst)
         swap.begin()
         worker.beside = False

@@ -19,6 +19,7 @@ from zfs_sync_agent.errors import SyncError
 from zfs_sync_agent.execute import Outcome, Settings, Worker
 from zfs_sync_agent.model import Names
 from zfs_sync_agent.observe import Side
+from zfs_sync_agent.plan import Identity
 from zfs_sync_agent.record import Lock, Record
 from zfs_sync_agent.transport import Answer, Shell
 
@@ -147,6 +148,7 @@ def run_agent(
     lazy_joins: bool = False,
     kind: type[execute.Run] = execute.Run,
     consent: bool = False,
+    who: Identity = WHO,
 ) -> list[Outcome] | None:
     """Run the agent once; return what became of each target, None if it was killed.
 
@@ -157,7 +159,7 @@ def run_agent(
     rec = FakeRecord("/nowhere", world, empty)
     lock = _lock()
     context = Context(
-        resource, WHO, Names(resource.snap_prefix), world.log.append, world.log.append
+        resource, who, Names(resource.snap_prefix), world.log.append, world.log.append
     )
     settings = Settings("osol1", consent=consent, dry_run=False, show=world.log.append)
     _Worker.lazy = lazy_joins

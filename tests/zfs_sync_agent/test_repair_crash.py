@@ -13,6 +13,7 @@ from check_zfs_sync.service import SyncResource
 from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import MARK, RETAINED
+from zfs_sync_agent.plan import Identity
 
 from .fakerun import run_agent
 from .fakezfs import Action, Dataset, Piece, World, ZfsError
@@ -125,9 +126,12 @@ class CloneWorld(World):
             out += ["\t".join((name, one, *value)) for one, value in wanted.items()]
 
 
-def run(state: World, resource: SyncResource, kind: type[Run]) -> list[Outcome] | None:
+def run(
+    state: World, resource: SyncResource, kind: type[Run], who: Identity = WHO
+) -> list[Outcome] | None:
     """Run once; None if it was killed."""
-    outcomes = run_agent(state, resource, kind=kind, consent=kind in (FullRun, InPlaceRun))
+    consent = kind in (FullRun, InPlaceRun)
+    outcomes = run_agent(state, resource, kind=kind, consent=consent, who=who)
     state.tidy(set(state.unfinished))
     return outcomes
 

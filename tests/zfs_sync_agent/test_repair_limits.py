@@ -5,6 +5,7 @@ commands.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,10 +15,11 @@ from zfs_sync_agent.model import MARK, Standing
 
 from .fakezfs import Dataset, Snap
 from .notation import DST, SRC, WHO
-from .test_repair_crash import NEWER, ONE, A, CloneWorld, run, story
+from .test_repair_crash import NEWER, ONE, A, CloneWorld, guids, run, story
 from .worlds import resource_for, world
 
 OSOL2 = "osol2"
+PEERS = frozenset({"osol1", OSOL2, "osol3"})
 
 
 def told(outcomes: Sequence[Outcome] | None) -> str:
@@ -117,3 +119,29 @@ def test_a_tree_aside_that_a_cut_syncresync_left_hinders_no_later_one() -> None:
     assert "syncresync" in told(run(state, resource, Run))
     assert not told(run(state, resource, ResyncRun)), story(state)
     assert not told(run(state, resource, Run)), story(state)
+
+
+def test_the_target_of_a_syncfull_is_known_before_its_copies_are_swapped() -> None:
+    state = CloneWorld(world({"": "sent:5", "a": "sent:5"}, A, known=()))
+    resource = resource_for(ONE)
+    then(state, ("rename", DST), lambda: setattr(state.trouble, "fuse", state.steps))
+    assert run(state, resource, FullRun) is None
+    state.mend()
+    state.full_streams.clear()
+    assert not told(run(state, resource, Run)), story(state)
+    assert not state.full_streams, story(state)
+    assert not [name for name in state.pools[OSOL2] if name.startswith((f"{DST}.old", f"{DST}.f"))]
+
+
+def test_a_syncfull_sends_once_though_an_earlier_run_left_its_snapshot() -> None:
+    state = CloneWorld(world({"": "tosend:5", "a": "tosend:5"}, None, known=ONE))
+    assert not told(run(state, resource_for(ONE), InPlaceRun)), story(state)
+    assert len(state.full_streams) == 2, story(state)
+
+
+@pytest.mark.parametrize("kind", [ResyncRun, FullRun, InPlaceRun])
+def test_the_replica_of_a_peer_is_taken_over_only_after_a_takeover(kind: type[Run]) -> None:
+    state = CloneWorld(world(A, NEWER, mark="osol3/z3/sync#1"))
+    before = guids(state)
+    assert "takeover" in told(run(state, resource_for(ONE), kind, replace(WHO, peers=PEERS)))
+    assert guids(state) == before
