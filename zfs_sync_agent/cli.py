@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the agent and exit."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     try:
         _handle_signals()
         _log_to(args.verbose)
@@ -153,6 +153,7 @@ def _unknown_names(
     for option, given, action in (
         ("--discard", args.discard, "syncresync"),
         ("--in-place", args.in_place, "syncfull"),
+        ("--json", args.json, "status"),
     ):
         if given and args.action != action:
             return f"{option} belongs to {action}"
@@ -162,10 +163,18 @@ def _unknown_names(
         if unknown := [name for name in given if name not in known]:
             listed = ", ".join(sorted(known)) or "none"
             return f"{option} {unknown[0]}: unknown; the service files have: {listed}"
-    if args.action in ("syncresync", "syncfull") and not args.node:
-        return f"{args.action}: say which target with --node: it replaces what is there"
+    if complaint := _wrong_node(args):
+        return complaint
     if not resources and not problems and args.action != "validate":
         return f"no zfs sync resource in {args.config_dir}; see zfs_sync.conf(5)"
+    return None
+
+
+def _wrong_node(args: argparse.Namespace) -> str | None:
+    if args.action in ("syncresync", "syncfull") and not args.node:
+        return f"{args.action}: say which target with --node: it replaces what is there"
+    if args.action == "takeover" and args.node:
+        return "takeover takes no --node: it is this node that becomes the source"
     return None
 
 

@@ -71,6 +71,8 @@ def _task(args: argparse.Namespace, services: Sequence[Service], *, doubtful: bo
     """Return what is to be forgotten. Raises UsageError."""
     if len(args.words) not in _WORDS:
         raise UsageError(("say SERVICE RID, or SERVICE RID NODE",))
+    if args.service or args.rid or args.node:  # -s would hide the services that were not read
+        raise UsageError(("it takes no -s, --rid or --node: say SERVICE RID, or SERVICE RID NODE",))
     if doubtful:
         raise UsageError(("mend the service files first: they say what is configured",))
     service, rid, *nodes = args.words

@@ -14,7 +14,15 @@ import pytest
 from plumbum import local
 
 from check_zfs_sync.service import Target
-from check_zfs_sync.statefile import Attempt, Snapshot, State, Success, TargetState, format_state
+from check_zfs_sync.statefile import (
+    Attempt,
+    Snapshot,
+    State,
+    Success,
+    TargetState,
+    format_state,
+    state_path,
+)
 from zfs_sync_agent import cli, record, status, transport
 from zfs_sync_agent.errors import (
     BrokenChain,
@@ -108,6 +116,19 @@ def test_a_wrong_command_line_is_told_on_stderr_with_status_2(
     assert (code, said.out, bool(said.err)) == (2, "", True)
 
 
+def test_what_another_service_file_has_is_not_forgotten(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config / "web.conf").write_text(SERVICE.replace("data", "web").replace("other", "more"))
+    folder = config.parent / "state"
+    folder.mkdir()
+    state = State("z3", "sync#1", "osol1", "osol1", SRC, 60, "1", {})
+    path = Path(state_path(str(folder), "z3", "sync#1"))
+    path.write_text(format_state(state))
+    assert call(config, "-s", "web", "forget", "z3", "sync#1") == 2
+    assert path.exists(), capsys.readouterr()
+
+
 def test_an_unknown_service_is_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (call(config, "-s", "nope", "status"), "nope" in capsys.readouterr().err) == (2, True)
 
@@ -126,6 +147,11 @@ def test_an_unknown_service_is_told(config: Path, capsys: pytest.CaptureFixture[
         (["forget", "z3", "sync#1"], "take it out there first"),
         (["forget", "z3", "sync#1", "osol2"], "take it out there first"),
         (["forget", "z3", "sync#7"], "no state file"),
+        (["forget", "-n", "z3", "sync#7"], "no state file"),
+        (["forget", "-s", "web", "z3", "sync#1"], "takes no -s"),
+        (["forget", "--node", "osol2", "z3", "sync#1"], "takes no -s, --rid or --node"),
+        (["takeover", "--node", "osol2"], "takeover takes no --node"),
+        (["syncnodes", "--json"], "--json belongs to status"),
     ],
 )
 def test_a_wrong_command_line_is_told_with_what_to_write(
