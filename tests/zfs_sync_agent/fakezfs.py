@@ -104,6 +104,10 @@ class ZfsError(Exception):
     """What zfs would say on stderr before it exits 1."""
 
 
+class SendError(ZfsError):
+    """What the sending zfs would say; the receiver may find nothing wrong."""
+
+
 Pools = dict[str, dict[str, Dataset]]
 
 
@@ -320,8 +324,7 @@ class World:
             for number, one in enumerate(among):
                 dataset = self.pools[node][one]
                 guid = f"{txg}{number:03d}"
-                data = node == "osol1" or dataset.written > 0
-                dataset.snaps[name] = Snap(guid, txg, rid, data=data)
+                dataset.snaps[name] = Snap(guid, txg, rid, data=dataset.written > 0)
                 dataset.written = 0
                 if node == "osol1":
                     self.taken[guid] = (dataset.ident, txg)
@@ -491,7 +494,7 @@ class World:
             else:
                 yield from self._receive_incremental(node, name, piece)
         if skipped:
-            raise ZfsError(f"WARNING: could not send {skipped}: does not exist")
+            raise SendError(f"WARNING: could not send {skipped}: does not exist")
 
     def _follow_names(self, node: str, into: str, pieces: Sequence[Piece]) -> Iterator[Action]:
         """The receiver of a tree renames datasets and snapshots by guid before it receives."""
@@ -559,12 +562,14 @@ class World:
                 f"cannot receive incremental stream: destination '{name}' does not exist"
             )
         base = dataset.snaps.get(dataset.at(piece.base or "") or "")
-        if base is None or any(s.data and s.txg > base.txg for s in dataset.snaps.values()):
+        if dataset.snaps and (
+            base is None or any(s.data and s.txg > base.txg for s in dataset.snaps.values())
+        ):
             raise ZfsError(
                 f"cannot receive incremental stream: most recent snapshot of {name} does not\n"
                 "match incremental source"
             )
-        if dataset.written:
+        if dataset.written or not dataset.snaps:
             raise ZfsError(
                 f"cannot receive incremental stream: destination {name} has been modified\n"
                 "since most recent snapshot"
@@ -586,7 +591,10 @@ class World:
         """Run several streams over one connection, each if the one before it did well."""
         for number, (words, into) in enumerate(pairs, start=1):
             sender = node_of(words[0])
-            pieces = self.send(sender, words[1:])
+            try:
+                pieces = self.send(sender, words[1:])
+            except ZfsError as error:
+                raise SendError(str(error)) from error
             if gap and number == len(pairs):
                 pieces = pieces[:-1]
             where = landing(words[-1], into)
@@ -611,6 +619,8 @@ class World:
             self.check_alive(node)
             for action in actions:
                 self._do(node, action, actions)
+        except SendError as error:
+            sent = Stage("zfs send", 1, str(error))
         except ZfsError as error:
             sent, received = Stage("zfs send", -13, ""), Stage("zfs receive", 1, str(error))
         except NoAnswer as error:

@@ -178,21 +178,25 @@ class Lab:
                 self.run(state)
             self.settle(state, f"{node} lost after {after}, {again=}", linger=not again)
 
+    def orphan(self, state: World, fuse: int, pace: str) -> None:
+        """Kill a run after so many steps; if it was sending, that goes on, beside the next run."""
+        guard = state.watch
+        assert isinstance(guard, Guard)
+        state.trouble.fuse, state.trouble.orphans = fuse, pace
+        guard.begin()
+        run_agent(state, self.resource, lazy_joins=self.scenario.late)
+        state.trouble.fuse = None
+
     def orphaned(self) -> Iterator[str]:
         """Kill a run in the midst of a transfer, which goes on without it."""
         for fuse, pace in itertools.product(
             range(self.length()[0] + 1), ("before", "beside", "after")
         ):
             state = self.start()
-            state.trouble.fuse, state.trouble.orphans = fuse, pace
-            guard = state.watch
-            assert isinstance(guard, Guard)
-            guard.begin()
-            run_agent(state, self.resource, lazy_joins=self.scenario.late)
+            self.orphan(state, fuse, pace)
             if state.orphan is None:
                 continue
             yield ""
-            state.trouble.fuse = None
             if pace == "before":
                 state.let_orphan()
             self.run(state)
