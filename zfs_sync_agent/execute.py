@@ -477,18 +477,25 @@ class Run:
             try:
                 self._branch(worker, source, goal)
             finally:  # a state file that cannot be pushed must not leave the join open
-                if worker.branch is not None and worker.branch.reached and not worker.beside:
-                    self._finish_join(worker)
+                branch = worker.branch
+                if branch is not None and branch.reached and not worker.beside:
+                    self._finish_join(worker, branch)
         finally:
             worker.source_side.shell.close()
             worker.side.shell.close()
             worker.lock.close()
 
-    def _finish_join(self, worker: Worker) -> None:
-        """Make the join's snapshot the base that is kept for the node, and the only one."""
+    def _finish_join(self, worker: Worker, branch: Branch) -> None:
+        """Make the join's snapshot the base that is kept for the node.
+
+        It is the only one, unless a dataset did not get it: then an older base is the one that both
+        sides still hold of that.
+        """
+        lacking = plan.left_behind(branch.source.tree, self.names.tosend_for(worker.node))
         with self.record.exclusive():
             self._set_targets(worker.source_side, lambda known: known | {worker.node})
-            self._keep_join(worker.source_side, worker.node, drop_others=True)
+            whole = branch.proven and not lacking
+            self._keep_join(worker.source_side, worker.node, drop_others=whole)
 
     def _keep_join(self, side: Side, node: str, *, drop_others: bool) -> None:
         """Rename the join's snapshot to a kept name; both stand in the property meanwhile."""

@@ -256,6 +256,14 @@ CUT = (
         ),
     ),
     Scenario(
+        "lagging, a child lost the joining snapshot",
+        lambda: world(
+            {"": "kept:1 sent:2 tosend.osol2:3", "a": "kept:1 sent:2"},
+            BOTH,
+            retained="kept:1=osol2;tosend.osol2=osol2",
+        ),
+    ),
+    Scenario(
         "one is ahead of B",
         lambda: world(
             _both("sent:1 tosend:2 kept:3"), BOTH, _both("sent:3"), retained="kept:3=osol3"
@@ -348,6 +356,15 @@ REFUSED = (
     Scenario(
         "a child without a common snapshot",
         lambda: world(_both("sent:5"), {"": "sent:5", "a": "sent:1?"}),
+        end="refused",
+    ),
+    Scenario(
+        "lagging, a child is broken",
+        lambda: world(
+            _both("kept:1 sent:2"),
+            {"": "sent:1", "a": "sent:1 tosend:3?"},
+            retained="kept:1=osol2",
+        ),
         end="refused",
     ),
     Scenario(
