@@ -405,10 +405,12 @@ class Run:
         self, source: SourceView, abreast: list[Worker], joining: list[Worker], *, leftover: bool
     ) -> SourceView:
         """Make the intent durable before anything is sent; an earlier one is not taken again."""
+        # One whose root was destroyed by hand is no intent, and in the way of a new one.
         stale = [
             worker
             for worker in joining
-            if worker.view and plan.is_stale_join(source, worker.view, self.names)
+            if plan.is_headless(source.tree, self.names.tosend_for(worker.node))
+            or (worker.view and plan.is_stale_join(source, worker.view, self.names))
         ]
         for worker in stale:
             with self.record.exclusive():

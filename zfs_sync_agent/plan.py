@@ -220,6 +220,11 @@ def unproven(source: Tree, target: Tree | None, goal: str) -> list[str]:
     return [name for name, guid in source.guids(goal).items() if guid not in held]
 
 
+def is_headless(source: Tree, goal: str) -> bool:
+    """Tell whether datasets hold the goal and the root does not: it is an intent of nothing."""
+    return goal not in source.datasets[ROOT].snapshots and bool(source.guids(goal))
+
+
 def left_behind(source: Tree, goal: str) -> list[str]:
     """Return the datasets that are older than the goal and lack it: somebody destroyed it there.
 
@@ -248,9 +253,8 @@ def check_source(source: SourceView, names: Names, who: Identity) -> None:
         for snap in dataset.snapshots.values():
             if names.is_own(snap.name) and snap.rid != who.rid_value:
                 foreign.setdefault(snap.name, set()).add(dataset.name)
-    lone = set(tree.guids(names.tosend))
-    if names.tosend not in tree.datasets[ROOT].snapshots and lone:
-        foreign[names.tosend] = lone  # its root was destroyed by hand: it is an intent of nothing
+    if is_headless(tree, names.tosend):
+        foreign[names.tosend] = set(tree.guids(names.tosend))
     if not foreign:
         return
     listing = _Listing(tree, recursive=True)

@@ -264,6 +264,14 @@ CUT = (
         ),
     ),
     Scenario(
+        "lagging, only a child has the joining snapshot",
+        lambda: world(
+            {"": "kept:1 sent:2", "a": "kept:1 sent:2 tosend.osol2:3"},
+            BOTH,
+            retained="kept:1=osol2;tosend.osol2=osol2",
+        ),
+    ),
+    Scenario(
         "one is ahead of B",
         lambda: world(
             _both("sent:1 tosend:2 kept:3"), BOTH, _both("sent:3"), retained="kept:3=osol3"
