@@ -813,8 +813,8 @@ class _Gone:
     """The target's datasets that no source dataset pairs with, and what becomes of them.
 
     A dataset is ours if a snapshot in it carries this resource's mark. It is destroyed one run
-    after it was first seen to be gone: the first run renames its own snapshots to kept names, which
-    is how the second one knows.
+    after it was first seen to be gone: the first run renames its own snapshots to the kept names
+    of their own guids, which is how the second one knows. A receive gives them those of the root.
     """
 
     target: TargetView
@@ -849,7 +849,7 @@ class _Gone:
                     f"{tree.full(one.name)} on {target.node} is gone on the source and is kept: it"
                     f" holds {', '.join(strange[:5])}, which this agent did not take"
                 )
-            elif all(names.is_kept(s.name) for s in one.snapshots.values()) and not (
+            elif all(s.name == names.kept(s) for s in one.snapshots.values()) and not (
                 paired & set(inside)
             ):
                 seen.append(one.name)
@@ -941,7 +941,7 @@ def _aside_changes(tree: Tree, dataset: Dataset, names: Names) -> list[zfs.Chang
     changes = [
         zfs.rename_snapshot(full, snap.name, names.kept(snap), recursive=False)
         for snap in own
-        if not names.is_kept(snap.name)
+        if snap.name != names.kept(snap)
     ]
     newest = max(own or dataset.snapshots.values(), key=lambda snap: snap.order)
     aside = f"{full}.gone-{newest.guid[-6:]}"
@@ -1004,7 +1004,8 @@ def _half_rotated(
 ) -> tuple[zfs.Change, ...]:
     """Return the rest of a rotation that was cut on the target, towards what it holds now.
 
-    Otherwise its @tosend, or its old @sent, would be in the way of the next one.
+    Otherwise its @tosend, or its old @sent, would be in the way of the next one. What is gone on
+    the source is left alone: it would pass for seen by an earlier run.
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
@@ -1029,7 +1030,8 @@ def _half_rotated(
     cut = any(is_cut(target.tree.datasets[twin], guid) for twin, guid in want.items())
     if not cut or not (target.mark or target.follows):
         return ()
-    return _rotate_to(source, target, want, resource, who).changes
+    listing = _Listing(target.tree, recursive=resource.recursive)
+    return _rotate_to(listing, source, want, who, names).changes
 
 
 def rotate_target(
@@ -1048,26 +1050,28 @@ def rotate_target(
         for name, twin in pair(source, tree).items()
         if name in guids and tree.datasets[twin].by_guid(guids[name])
     }
-    return _rotate_to(source, target, want, resource, who)
+    names = Names(resource.snap_prefix)
+    listing = _Listing(tree, recursive=resource.recursive)
+    known = _known(source)
+    aside: list[zfs.Change] = []
+    for name, dataset in tree.datasets.items():
+        if resource.recursive and name not in want and _is_ours(dataset, who):
+            aside += _set_aside(listing, dataset, names, source, known)
+    rotation = _rotate_to(listing, source, want, who, names)
+    return Rotation(rotation.marks, (*aside, *rotation.changes))
+
+
+def _known(source: Tree) -> dict[str, Snapshot]:
+    return {s.guid: s for d in source.datasets.values() for s in d.snapshots.values()}
 
 
 def _rotate_to(
-    source: Tree,
-    target: TargetView,
-    want: Mapping[str, str],
-    resource: SyncResource,
-    who: Identity,
+    listing: _Listing, source: Tree, want: Mapping[str, str], who: Identity, names: Names
 ) -> Rotation:
     """Return what makes the snapshot with the wanted guid @sent, per dataset of the target."""
-    tree = target.tree
-    assert tree is not None  # noqa: S101 - want speaks of its datasets
-    names = Names(resource.snap_prefix)
-    known = {s.guid: s for d in source.datasets.values() for s in d.snapshots.values()}
-    listing = _Listing(tree, recursive=resource.recursive)
+    tree = listing.tree
+    known = _known(source)
     changes: list[zfs.Change] = []
-    for name, dataset in tree.datasets.items():
-        if resource.recursive and name not in want and _is_ours(dataset, who):
-            changes += _set_aside(listing, dataset, names, source, known)
     own: dict[str, set[str]] = {}
     for name, guid in want.items():
         for snap in tree.datasets[name].snapshots.values():
@@ -1108,7 +1112,7 @@ def _set_aside(
     return [
         change
         for snap in own
-        if not names.is_kept(snap.name)
+        if snap.name != names.kept(snap)
         for change in listing.rename(snap.name, names.kept(snap), {dataset.name})
     ]
 

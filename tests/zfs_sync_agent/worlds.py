@@ -332,6 +332,14 @@ KINDS = (
         lambda: gone(world(BOTH, {"": "sent:1", "a": "sent:1 theirs:2!"}), "a"),
     ),
     Scenario("a gone child beside B", lambda: gone(world(LEFT, BOTH), "a")),
+    Scenario(
+        "a gone child where a rotation was cut",
+        lambda: gone(world(_both("sent:2"), {"": "sent:1 tosend:2", "a": "sent:1"}), "a"),
+    ),
+    Scenario(
+        "a gone child where a join was cut",
+        lambda: gone(world(_both("kept:1 sent:2"), _both("kept:1"), retained="kept:1=osol2"), "a"),
+    ),
     Scenario("a renamed child", lambda: moved(world(BOTH, BOTH), "a", "b")),
     Scenario("two swapped children", lambda: swapped(world(THREE, THREE), "a", "b")),
     Scenario("a written replica", lambda: written(world(BOTH, BOTH), "a")),
