@@ -169,7 +169,7 @@ class Chain:
             for file in node.path(STATE_DIR).iterdir():
                 file.unlink()
             node.syslog.clear()
-        self._count(node)
+        count_zfs(node)
 
     def close(self) -> None:
         """End the servers."""
@@ -243,15 +243,6 @@ class Chain:
     def _destroy(self, child: str) -> None:
         if child in Listing.of(self.world.source, self.world.src).datasets:
             self.world.source.zfs("destroy", "-r", f"{self.world.src}/{child}")
-
-    def _count(self, node: Node) -> None:
-        """Take all wrappers away but one that counts zfs."""
-        node.clear_faults()
-        for program in ("ssh", "mv"):
-            (node.root / "bin" / program).unlink(missing_ok=True)
-        file = node.root / "bin" / "zfs"
-        file.write_text(COUNTER.format(zfs=shutil.which("zfs", path=SYSTEM_PATH)))
-        file.chmod(0o755)
 
     # --- runs -----------------------------------------------------------------------------------
 
@@ -357,7 +348,7 @@ class Chain:
         fired = fault.fired
         self._note_amid()
         sends = self._full_sends(source)
-        self._count(node)
+        count_zfs(node)
         if not fired:
             raise Violation("the fault did not fire: the run is not the one that was watched")
         struck = self.way in RECEIVING or running.returncode in KILLED
@@ -426,20 +417,8 @@ class Chain:
         return len(self.world.targets) > 1 and self.incremental
 
     def _full_sends(self, node: Node) -> Counter[str]:
-        """Return relative dataset name -> how often its data was sent without a base."""
-        calls = [call for call in node.calls("zfs") if call[:1] == ["send"]]
-        counted = node.root / "calls" / "zfs.counted"
-        if counted.exists():
-            calls += [line.split(" ") for line in counted.read_text().splitlines()]
-        src = self.world.src
-        found = Counter[str]()
-        for call in calls:
-            if call[:1] != ["send"] or {"-i", "-I"} & set(call):
-                continue
-            relative = call[-1].partition("@")[0][len(src) :].lstrip("/")
-            everything = self.listings[self.world.source.name].datasets
-            found.update(list(everything) if "-R" in call and relative == ROOT else [relative])
-        return found
+        here = self.listings[self.world.source.name]
+        return full_sends(node, self.world.src, list(here.datasets))
 
     def _lacking(self, name: str, targets: Sequence[Node] = ()) -> list[Node]:
         """Return the targets that held no snapshot of a source dataset before this run."""
@@ -519,6 +498,34 @@ class Chain:
             f" {self.points} kill points ({self.struck} struck{amid}),"
             f" {self.runs} runs (clean: {clean}), {len(self.violations)} violations"
         )
+
+
+def count_zfs(node: Node) -> None:
+    """Take all wrappers of a node away but one that counts zfs."""
+    node.clear_faults()
+    for program in ("ssh", "mv"):
+        (node.root / "bin" / program).unlink(missing_ok=True)
+    file = node.root / "bin" / "zfs"
+    file.write_text(COUNTER.format(zfs=shutil.which("zfs", path=SYSTEM_PATH)))
+    file.chmod(0o755)
+
+
+def full_sends(node: Node, src: str, everything: Sequence[str]) -> Counter[str]:
+    """Return relative dataset name -> how often its data was sent without a base.
+
+    Both wrappers count, the lab's and that of `count_zfs`. `everything`: all names of src's tree.
+    """
+    calls = node.calls("zfs")
+    counted = node.root / "calls" / "zfs.counted"
+    if counted.exists():
+        calls += [line.split(" ") for line in counted.read_text().splitlines()]
+    found = Counter[str]()
+    for call in calls:
+        if call[:1] != ["send"] or len(call) == 1 or {"-i", "-I"} & set(call):
+            continue
+        relative = call[-1].partition("@")[0][len(src) :].lstrip("/")
+        found.update(everything if "-R" in call and relative == ROOT else [relative])
+    return found
 
 
 def switch(way: str, victim: Node, *options: str) -> list[str]:

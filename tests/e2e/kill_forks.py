@@ -10,27 +10,31 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from check_zfs_sync import plugin  # noqa: F401 - imported before the forks
 from zfs_sync_agent import cli  # noqa: F401 - imported before the forks
 
+LONGEST_SECONDS = 300
 MODULES = {"zfs_sync_agent": "zfs_sync_agent.cli", "check_zfs_sync": "check_zfs_sync.plugin"}
 
 
 class Server:
-    """A server in one node; it ends with its standard input, or when the node is reset."""
+    """A server in one node; it ends with its standard input, or when the node is reset.
 
-    def __init__(self, node: Any) -> None:
-        file = Path(__file__).resolve()
-        place = f"PYTHONPATH={file.parent.parent.parent}"
+    `script` is run there with the words of `options`, and calls `serve`.
+    """
+
+    def __init__(self, node: Any, script: str = __file__, *options: str) -> None:
+        place = f"PYTHONPATH={Path(__file__).resolve().parent.parent.parent}"
         self._running = node.popen(
-            ["/usr/bin/env", place, sys.executable, str(file)],
+            ["/usr/bin/env", place, sys.executable, str(Path(script).resolve()), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=1,
@@ -45,6 +49,8 @@ class Server:
         """Run a program there."""
         request = [program, *args]
         self._running.stdin.write(json.dumps(request) + "\n")
+        answers, _, _ = select.select([self._running.stdout], [], [], LONGEST_SECONDS)
+        assert answers, f"{request} did not come to an end in {LONGEST_SECONDS} s"
         line = self._running.stdout.readline()
         assert line, f"the server that runs {request} has died"
         code, stdout, stderr = json.loads(line)
@@ -70,8 +76,8 @@ def run_here(program: str, args: Sequence[str]) -> None:
         os._exit(code if isinstance(code, int) else 0)
 
 
-def serve() -> None:
-    """Answer one line for each line."""
+def serve(first: Callable[[], None] = lambda: None) -> None:
+    """Answer one line for each line; `first` is done in each fork before the program."""
     for line in sys.stdin:
         program, *args = json.loads(line)
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
@@ -80,6 +86,7 @@ def serve() -> None:
                 null = os.open(os.devnull, os.O_RDONLY)
                 for given, wanted in ((null, 0), (out.fileno(), 1), (err.fileno(), 2)):
                     os.dup2(given, wanted)
+                first()
                 run_here(program, args)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             texts = [file.read() for file in (out, err) if not file.seek(0)]

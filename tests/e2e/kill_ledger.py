@@ -30,6 +30,7 @@ class Dataset(NamedTuple):
 
     guid: str
     retained: str
+    creation: int
     snapshots: dict[str, Snap]
 
 
@@ -66,7 +67,8 @@ class Listing:
         for name, value_of in values.items():
             relative, at, short = name.partition("@")
             if not at:
-                own = Dataset(value_of["guid"], value_of.get(RETAINED, ""), {})
+                retained = value_of.get(RETAINED, "")
+                own = Dataset(value_of["guid"], retained, int(value_of["creation"]), {})
                 found.datasets[relative.lstrip("/")] = own
         for name, value_of in values.items():
             relative, at, short = name.partition("@")
