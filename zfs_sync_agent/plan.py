@@ -563,7 +563,7 @@ def plan_branch(
             *gone.destroy(),
             *_discards(target, resource, lacking),
             *moved,
-            *_name_clashes(source.tree, target, resource, who, lacking),
+            *_name_clashes(source, target, resource, who, lacking, goal=goal),
         ),
         streams=streams,
         broken=broken,
@@ -706,41 +706,55 @@ def _place(
 
 
 def _name_clashes(
-    source: Tree,
+    source: SourceView,
     target: TargetView,
     resource: SyncResource,
     who: Identity,
     lacking: list[Stand],
+    *,
+    goal: str,
 ) -> list[zfs.Change]:
-    """Return what frees the snapshot names that -I is about to bring: ours are renamed aside.
+    """Return what frees the snapshot names that are about to be given: ours are renamed aside.
 
-    A name that was used again on the source is there with another guid; someone may still want the
-    old one, so it is refused by name.
+    That is the goal's, then @sent, and with -I those in between. A name that was used again on the
+    source is there with another guid, or somebody used one of ours on the target; someone may still
+    want that snapshot, so it is refused by name.
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
+    known = _known(source.tree)
     changes = []
-    for stand in lacking if resource.intermediary else []:
+    clashes: list[tuple[str, Snapshot, Snapshot]] = []
+    for stand in lacking:
         if stand.target is None or stand.common is None:
             continue
         twin = target.tree.datasets[stand.target]
-        for snap in source.datasets[stand.relative].snapshots.values():
+        full = target.tree.full(twin.name)
+        held = source.tree.datasets[stand.relative].snapshots
+        for snap in held.values():
             other = twin.snapshots.get(snap.name)
-            if snap.order <= stand.common.order or other is None or other.guid == snap.guid:
+            brought = resource.intermediary and snap.order > stand.common.order
+            if not (brought or snap.name == goal) or other is None or other.guid == snap.guid:
                 continue
-            full = target.tree.full(twin.name)
             ours = names.is_own(other.name) and other.rid == who.rid_value
             # Another resource of the same src uses its names again; they came with our stream.
             passenger = other.rid is not None and other.rid == snap.rid
-            if not ((ours or passenger) and target.mark):
-                raise Refused(
-                    f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
-                    f" source's snapshot of that name (guid {snap.guid})",
-                    untouched=UNTOUCHED,
-                    hint=f"on {target.node}: zfs rename or zfs destroy '{full}@{other.name}'",
-                )
-            kept = names.kept(other)
-            changes.append(zfs.rename_snapshot(full, other.name, kept, recursive=False))
+            if (ours or passenger) and target.mark:
+                kept = names.kept(other)
+                changes.append(zfs.rename_snapshot(full, other.name, kept, recursive=False))
+            elif brought or not ours:  # of a first sync that was cut the receive renames it itself
+                clashes.append((full, other, snap))
+        last = twin.snapshots.get(names.sent)
+        if last is not None and last.rid is None and last.guid not in known and goal in held:
+            clashes.append((full, last, held[goal]))
+    if clashes:
+        full, other, snap = clashes[0]
+        raise Refused(
+            f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
+            f" source's snapshot of that name (guid {snap.guid})",
+            untouched=UNTOUCHED,
+            hint=f"on {target.node}: zfs rename or zfs destroy '{full}@{other.name}'",
+        )
     return changes
 
 

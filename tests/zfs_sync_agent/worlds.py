@@ -384,6 +384,16 @@ REFUSED = (
         end="refused",
     ),
     Scenario(
+        "someone's @tosend on the replica",
+        lambda: world(BOTH, {"": "sent:1", "a": "sent:1 tosend:2!?"}),
+        end="refused",
+    ),
+    Scenario(
+        "someone's @sent on the replica",
+        lambda: after_a_failure(world(BOTH, {"": "sent:1", "a": "mine:1 sent:2!?"})),
+        end="refused",
+    ),
+    Scenario(
         "written to, and to be asked",
         lambda: written(world(BOTH, BOTH)),
         {"on_divergence": "refuse"},
