@@ -98,7 +98,7 @@ def refusals() -> list[str]:
     for file in (REPOSITORY / "zfs_sync_agent").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
-                case ast.Raise(exc=ast.Call(func=ast.Name("Refused" | "BrokenChain"), args=[what])):
+                case ast.Call(func=ast.Name("Refused" | "BrokenChain"), args=[what]):
                     parts = what.values if isinstance(what, ast.JoinedStr) else [what]
                     texts = [str(p.value) if isinstance(p, ast.Constant) else "?" for p in parts]
                     found.append("".join(texts))

@@ -25,6 +25,7 @@ from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import SSH_FAILED, Transfer, quote, transfer
 
 _MODIFIED = re.compile(r"destination (?P<name>.+?) has been\s+modified", re.DOTALL)
+_NEWER = re.compile(r"most recent snapshot of (?P<name>.+?) does not\s+match", re.DOTALL)
 
 # How many streams share one data connection: their commands are one argument, 128 KiB at most.
 STREAMS_AT_ONCE = 100
@@ -237,6 +238,7 @@ class Branch:
                 rolled_back.add(rollback.argv[-1])
                 self._roll_back(rollback)
             elif one_by_one:
+                first = self._refusal_of_newer(goal, failure) or first
                 skip.add(next(name for name in missing if name not in skip))
             else:
                 one_by_one = True
@@ -279,15 +281,17 @@ class Branch:
         try:
             change(self.context, self.side, step)
         except CommandFailed as error:
-            full = step.argv[-1].split("@")[0]
-            raise Refused(
-                f"{full} on {self.view.node} was written to, and cannot be rolled back",
-                command=error.command,
-                detail=error.detail,
-                untouched="it and its newer snapshots",
-                hint=f"see which snapshots are newer: zfs list -t snapshot -d 1 {full}; roll back"
-                " by hand once nobody needs them",
-            ) from error
+            raise self._not_rolled_back(step.argv[-1].split("@")[0], error) from error
+
+    def _not_rolled_back(self, full: str, error: SyncError) -> Refused:
+        return Refused(
+            f"{full} on {self.view.node} was written to, and cannot be rolled back",
+            command=error.command,
+            detail=error.detail,
+            untouched="it and its newer snapshots",
+            hint=f"see which snapshots are newer: zfs list -t snapshot -d 1 {full}; roll back"
+            " by hand once nobody needs them",
+        )
 
     def _send(self, streams: Sequence[zfs.Stream]) -> SyncError | None:
         context, resource = self.context, self.context.resource
@@ -329,15 +333,34 @@ class Branch:
 
         Where ZFS knows the property `written` it was planned beforehand.
         """
-        match = _MODIFIED.search(failure.detail)
-        if match is None or self.view.tree is None:
+        stand = self._named(goal, failure, _MODIFIED)
+        if stand is None:
             return None
-        named = match["name"]
-        for stand in plan.stands(self.source.tree, self.view.tree, goal):
-            if stand.target is None or stand.has_goal:
-                continue
-            if self.view.tree.full(stand.target) == named:
-                return plan.discard(self.view, self.context.resource, stand, "changed")
+        return plan.discard(self.view, self.context.resource, stand, "changed")
+
+    def _refusal_of_newer(self, goal: str, failure: SyncError) -> Refused | None:
+        """Return the refusal where somebody's newer snapshots hold what was written there.
+
+        Of a stream of one dataset, from a base that the target holds, the receiver's complaint
+        means nothing else.
+        """
+        stand = self._named(goal, failure, _NEWER)
+        if stand is None or stand.common is None or self.view.tree is None:
+            return None
+        return self._not_rolled_back(self.view.tree.full(stand.target or ""), failure)
+
+    def _named(
+        self, goal: str, failure: SyncError, complaint: re.Pattern[str]
+    ) -> plan.Stand | None:
+        """Return the dataset without the goal that the receiver complained of by name."""
+        match = complaint.search(failure.detail)
+        tree = self.view.tree
+        if match is None or tree is None:
+            return None
+        for stand in plan.stands(self.source.tree, tree, goal):
+            named = stand.target is not None and tree.full(stand.target) == match["name"]
+            if named and not stand.has_goal:
+                return stand
         return None
 
     def _rotate(self, goal: str) -> None:

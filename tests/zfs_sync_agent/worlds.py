@@ -29,12 +29,12 @@ def kept_name(age: int) -> str:
 def dataset(index: int, words: str, *, replica: bool = False) -> Dataset:
     """Return a dataset of `name:age`, whose guids go by age; `kept` stands for the kept name.
 
-    Behind a word: `!` no mark, `?` a guid of its own, `^` held.
+    Behind a word: `!` no mark, `?` a guid of its own, `^` held, `+` with data, though taken there.
     """
     snaps = {}
     for word in words.split():
         name, _, text = word.partition(":")
-        age = int(text.rstrip("!?^"))
+        age = int(text.rstrip("!?^+"))
         label = kept_name(age) if name == "kept" else name
         guid = f"{9 if '?' in text else index}0000{age}"
         snaps[label] = Snap(
@@ -42,7 +42,7 @@ def dataset(index: int, words: str, *, replica: bool = False) -> Dataset:
             age,
             None if "!" in text else WHO.rid_value,
             "received" if replica and "!" not in text else "local",
-            data=not (replica and "!" in text),
+            data=not (replica and "!" in text) or "+" in text,
             held="^" in text,
         )
     return Dataset(index, 0, snaps)
@@ -391,6 +391,11 @@ REFUSED = (
     Scenario(
         "someone's @sent on the replica",
         lambda: after_a_failure(world(BOTH, {"": "sent:1", "a": "mine:1 sent:2!?"})),
+        end="refused",
+    ),
+    Scenario(
+        "someone's newer snapshot with data",
+        lambda: world(BOTH, {"": "sent:1", "a": "sent:1 theirs:2!+"}),
         end="refused",
     ),
     Scenario(
