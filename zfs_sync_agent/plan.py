@@ -951,7 +951,7 @@ def _is_ours(dataset: Dataset, who: Identity) -> bool:
 def _aside_changes(tree: Tree, dataset: Dataset, names: Names) -> list[zfs.Change]:
     """Rename the own snapshots first: cut after that, the dataset is seen as gone, and no more."""
     full = tree.full(dataset.name)
-    own = [snap for snap in dataset.snapshots.values() if names.is_own(snap.name)]
+    own = [snap for snap in dataset.snapshots.values() if names.is_own(snap.name) and snap.rid]
     changes = [
         zfs.rename_snapshot(full, snap.name, names.kept(snap), recursive=False)
         for snap in own

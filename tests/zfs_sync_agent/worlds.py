@@ -303,6 +303,11 @@ FIRST = (
         full=True,
     ),
     Scenario("a re-created child", lambda: recreated(world(BOTH, BOTH), "a"), full=True),
+    Scenario(
+        "a re-created child with somebody's own name",
+        lambda: recreated(world(BOTH, {"": "sent:1", "a": "sent:1 tosend.osol2:2!?"}), "a"),
+        full=True,
+    ),
 )
 
 # Other resources, and what else may be on either side.
