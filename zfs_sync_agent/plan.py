@@ -829,6 +829,7 @@ class _Gone:
     A dataset is ours if a snapshot in it carries this resource's mark. It is destroyed one run
     after it was first seen to be gone: the first run renames its own snapshots to the kept names
     of their own guids, which is how the second one knows. A receive gives them those of the root.
+    What this source did not send since it took over is not gone: it may never have had it.
     """
 
     target: TargetView
@@ -862,6 +863,11 @@ class _Gone:
                 warnings.append(
                     f"{tree.full(one.name)} on {target.node} is gone on the source and is kept: it"
                     f" holds {', '.join(strange[:5])}, which this agent did not take"
+                )
+            elif _is_older(one, source.source_since):
+                warnings.append(
+                    f"{tree.full(one.name)} on {target.node} is kept: {who.source} did not send it"
+                    f" since it took over; if nobody needs it: zfs destroy -r {tree.full(one.name)}"
                 )
             elif all(s.name == names.kept(s) for s in one.snapshots.values()) and not (
                 paired & set(inside)
@@ -942,6 +948,10 @@ class _Gone:
                 )
             changes += _aside_changes(tree, tree.datasets[name], self.names)
         return tuple(changes)
+
+
+def _is_older(dataset: Dataset, epoch: int | None) -> bool:
+    return epoch is not None and all(s.creation <= epoch for s in dataset.snapshots.values())
 
 
 def _is_ours(dataset: Dataset, who: Identity) -> bool:

@@ -37,11 +37,11 @@ def branch_of(
     *,
     goal: str = "tosend",
     one_by_one: bool = False,
+    since: int | None = None,
     **options: object,
 ) -> Branch:
-    return plan.plan_branch(
-        source(held), there, resource(**options), WHO, goal, one_by_one=one_by_one
-    )
+    here = replace(source(held), source_since=since)
+    return plan.plan_branch(here, there, resource(**options), WHO, goal, one_by_one=one_by_one)
 
 
 def sends(branch: Branch, held: Mapping[str, str], *, root: str = SRC) -> list[str]:
@@ -813,6 +813,13 @@ def test_a_gone_child_is_left_alone_when_it_is_first_seen() -> None:
 
 def test_a_gone_child_is_destroyed_when_it_is_seen_again() -> None:
     branch = branch_of(ALONE, target(SEEN))
+    assert words(branch.before) == ["destroy -r dst/a"]
+
+
+def test_a_child_that_came_from_the_source_before_the_takeover_is_no_gone_child() -> None:
+    branch = branch_of(ALONE, target(SEEN), since=EPOCH + 60 * 2)
+    assert (branch.before, f"zfs destroy -r {DST}/a" in branch.warnings[0]) == ((), True)
+    branch = branch_of(ALONE, target(SEEN), since=EPOCH + 60 * 2 - 1)
     assert words(branch.before) == ["destroy -r dst/a"]
 
 
