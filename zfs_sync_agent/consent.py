@@ -54,16 +54,7 @@ def check_is_no_other(source: SourceView, target: TargetView, who: Identity) -> 
 
     There the consent was given on the wrong node.
     """
-    takeover = (
-        f"if {who.source} is to be the source: zfs_sync_agent -s {who.service} --rid {who.rid}"
-        f" takeover (on {who.source}), then again"
-    )
-    if (target.source_since or 0) > (source.source_since or 0):
-        raise Refused(
-            f"{target.dst} on {target.node} is the source of {who.rid_value} by takeover",
-            untouched=UNTOUCHED,
-            hint=takeover,
-        )
+    handover.check_no_later_source(source, target, who)
     mark = target.mark or target.repair or who.mark
     other, _, resource = mark.partition("/")
     peer = resource == who.rid_value and other in who.peers
@@ -71,7 +62,10 @@ def check_is_no_other(source: SourceView, target: TargetView, who: Identity) -> 
         raise Refused(
             f"{target.dst} on {target.node} is the replica of {mark}, not of {who.mark}",
             untouched=UNTOUCHED,
-            hint=takeover if peer else "choose another dst",
+            hint=f"if {who.source} is to be the source: zfs_sync_agent -s {who.service}"
+            f" --rid {who.rid} takeover (on {who.source}), then again"
+            if peer
+            else "choose another dst",
         )
 
 

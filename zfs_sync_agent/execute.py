@@ -189,6 +189,9 @@ class Run:
             source = self._observe_source()
         try:
             self._each(self.workers, lambda worker: self._observe(worker, source))
+            for worker in self.workers:
+                if worker.view is not None:
+                    handover.check_no_later_source(source, worker.view, self.who)
             plan.check_source(source, self.names, self.who)
             self._synchronize(source)
         except SyncError as error:

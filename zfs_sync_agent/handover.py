@@ -46,6 +46,19 @@ def follows(source: SourceView, target: TargetView, who: Identity) -> bool:
     return target.repair is None and (target.source_since or 0) < source.source_since
 
 
+def check_no_later_source(source: SourceView, target: TargetView, who: Identity) -> None:
+    """Raise Refused where the target took over later: it is the source, for all targets."""
+    if (target.source_since or 0) <= (source.source_since or 0):
+        return
+    raise Refused(
+        f"{target.dst} on {target.node} is the source of {who.rid_value} by takeover",
+        untouched=UNTOUCHED,
+        hint=f"if {who.source} is to be the source: zfs_sync_agent -s {who.service} --rid {who.rid}"
+        f" takeover (on {who.source}), then again; else the next run of {target.node} makes"
+        f" {who.source} its replica, unless data would be lost by that",
+    )
+
+
 def was_source(target: TargetView) -> bool:
     """Tell whether the target may have been a source: it carries no mark of a replica."""
     return target.tree is not None and target.mark is None and target.repair is None

@@ -145,3 +145,13 @@ def test_the_replica_of_a_peer_is_taken_over_only_after_a_takeover(kind: type[Ru
     before = guids(state)
     assert "takeover" in told(run(state, resource_for(ONE), kind, replace(WHO, peers=PEERS)))
     assert guids(state) == before
+
+
+def test_a_node_that_sees_a_later_source_sends_to_nobody() -> None:
+    state = CloneWorld(world(A, A, A))
+    take_over(state)
+    before = {name: dict(one.snaps) for node in state.pools.values() for name, one in node.items()}
+    said = told(run(state, resource_for((OSOL2, "osol3")), Run))
+    assert ("osol2: " in said, "osol3: " in said) == (True, True)
+    after = {name: dict(one.snaps) for node in state.pools.values() for name, one in node.items()}
+    assert after == before, story(state)
