@@ -274,14 +274,21 @@ def discards(source: SourceView, target: TargetView, who: Identity) -> list[zfs.
 
 
 def restore(
-    source: Tree, there: Tree | None, aside: Tree, dst: str, filesystems: Container[str]
+    source: Tree,
+    there: Tree | None,
+    aside: Tree,
+    dst: str,
+    filesystems: Container[str],
+    *,
+    who: Identity,
 ) -> list[zfs.Change]:
     """Return what is left of building dst from the tree aside, by what both hold now.
 
     A clone without the common snapshot is not promoted yet; one that holds it is done. What has no
     common snapshot, or no parent, stays aside and is sent in full. Of a clone's own properties the
     first receive leaves none (ZFS takes them for received ones): canmount=noauto holds till then,
-    so that nothing is mounted over the tree aside. `filesystems` are full names.
+    so that nothing is mounted over the tree aside, and the mark, so that no other run takes what
+    is half built for a replica or a source. `filesystems` are full names.
     """
     pairs = plan.pair(source, aside)
     changes: list[zfs.Change] = []
@@ -298,6 +305,8 @@ def restore(
         full, new = aside.full(twin.name), f"{dst}/{name}" if name else dst
         if held is None:
             options = ("canmount=noauto",) if full in filesystems else ()
+            if name == ROOT:
+                options = (*options, f"{MARK}={Standing(repair=who.mark).value}")
             changes.append(zfs.clone(full, base.name, new, options))
         changes.append(zfs.promote(new))
         placed.add(name)

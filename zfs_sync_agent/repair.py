@@ -133,7 +133,8 @@ class Resync:
             f"{dst}/{name}" if name else dst: aside.tree.full(twin)
             for name, twin in plan.pair(source, aside.tree).items()
         }
-        for step in consent.restore(source, self.view.tree, aside.tree, dst, filesystems):
+        who, there = self.context.who, self.view.tree
+        for step in consent.restore(source, there, aside.tree, dst, filesystems, who=who):
             self._build(step)
         if not self.context.resource.recursive:
             self._move_back(aside.dst)

@@ -54,6 +54,8 @@ class CloneWorld(World):
         with self.step(node, ("clone", *words)):
             txg = self.next_txg()
             self.pools[node][new] = Dataset(txg, txg)
+            pairs = [one.partition("=") for one in words[1:-2:2]]
+            self.pools[node][new].props.update({key: (value, "local") for key, _, value in pairs})
             self.origins[txg] = origin.guid
             self.never_received.add(txg)
 
