@@ -185,7 +185,7 @@ class Run:
                 self._stand_by(source)
                 return
             self.context.warn("only_if passes on a standby: this node becomes the source")
-            self._take_over()
+            self._take_over(source)
             source = self._observe_source()
         try:
             self._each(self.workers, lambda worker: self._observe(worker, source))
@@ -238,19 +238,21 @@ class Run:
         """Make this node the source: the whole of a run that a person asked for."""
         try:
             source = self._observe_source()
+            self._take_over(source)
             for line in handover.tell_takeover(source, self.names, record.utc):
                 self.settings.show(line)
-            self._take_over()
         finally:
             self.side.shell.close()
             self.lock.close()
 
-    def _take_over(self) -> None:
+    def _take_over(self, source: SourceView) -> None:
         """Make this node the source: its src is no replica any more, and may be written to.
 
-        Every target counts as holding what this node was sent last, until a listing shows more.
+        Every target counts as holding what this node was sent last, until a listing shows more; but
+        for a local one, which only this node fills.
         """
-        everyone = frozenset(target.node for target in self.resource.targets)
+        handover.check_takeover(source, self.who)
+        everyone = frozenset(one.node for one in self.resource.targets if one.group != "local")
         readonly = observe.is_set_here(self.side, self.src, "readonly", "on")
         steps = handover.takeover(self.src, readonly=readonly, now=record.now())
         with self.record.exclusive():

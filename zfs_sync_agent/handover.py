@@ -111,6 +111,31 @@ def check_nothing_unsent(
     )
 
 
+def check_takeover(source: SourceView, who: Identity) -> None:
+    """Raise Refused where src is no whole replica of this resource.
+
+    There is one mark: to replace another resource's would end the replication by that one.
+    """
+    src, of = source.tree.root, source.replica_of
+    if of is not None and not plan.is_standby(source, who):
+        service, _, rid = of.partition("/")[2].partition("/")
+        raise Refused(
+            f"{src} is the replica of {of}, not of {who.rid_value}",
+            untouched=UNTOUCHED,
+            hint=f"{who.rid_value} sends it on as it is; if {who.source} is to be the source of"
+            f" {service}/{rid}: zfs_sync_agent -s {service} --rid {rid} takeover",
+        )
+    if source.half_built:
+        raise Refused(
+            f"a syncresync of {src} on {who.source} did not come to its end: datasets may be"
+            " missing from it",
+            untouched=UNTOUCHED,
+            hint=f"let it go on, from the node that began it; if that one is lost: what {src} held"
+            f" is in {src}.unsent-DATE, if that is there: zfs rename it to {src}; then"
+            f" zfs inherit {MARK} {src}, and takeover",
+        )
+
+
 def tell_takeover(source: SourceView, names: Names, date: Callable[[int], str]) -> list[str]:
     """Return what a person has to know before this node becomes the source."""
     src = source.tree.root

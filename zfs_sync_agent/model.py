@@ -140,7 +140,8 @@ class SourceView:
     """The source as one observation saw it; only properties with source `local` are in it.
 
     `retained` and `targets` are this resource's own: another one may share the src. `source_since`
-    is the epoch of its takeover.
+    is the epoch of its takeover, `half_built` tells that a syncresync of it did not come to its
+    end.
     """
 
     tree: Tree
@@ -149,6 +150,7 @@ class SourceView:
     targets: frozenset[str]
     can: Capabilities
     source_since: int | None = None
+    half_built: bool = False
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def observe_source(
         parse_nodes(marks.get(TARGETS)).get(resource, frozenset()),
         side.can,
         standing.source_since,
+        standing.repair is not None,
     )
 
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from check_zfs_sync.service import Target
 from zfs_sync_agent import handover
 from zfs_sync_agent.errors import Refused
+from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
+    TARGETS,
     Snapshot,
     Standing,
     TargetView,
@@ -22,7 +25,7 @@ from zfs_sync_agent.model import (
 
 from .fakerun import run_agent
 from .fakezfs import World
-from .notation import DST, SRC, WHO, source, target
+from .notation import DST, SRC, WHO, resource, source, target
 from .worlds import kept_name, resource_for, world
 
 PEERS = replace(WHO, peers=frozenset({"osol1", "osol2", "osol3"}))
@@ -160,3 +163,41 @@ def test_an_old_source_becomes_a_replica_though_the_run_is_killed(start: str) ->
         assert not state.full_streams
         fuse += 1
     assert fuse > 10
+
+
+# --- takeover -------------------------------------------------------------------------------------
+
+
+class TakeOver(Run):
+    """The whole of what a person asks for by takeover."""
+
+    def go(self) -> list[Outcome]:
+        """Take over."""
+        self.take_over()
+        return []
+
+
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("osol2/z3/sync#2", "--rid sync#2 takeover"),
+        ("osol2/web/sync#1", "-s web --rid sync#1 takeover"),
+        ("resync:osol2/z3/sync#1", "did not come to its end"),
+    ],
+)
+def test_what_is_no_whole_replica_of_the_resource_is_not_taken_over(mark: str, said: str) -> None:
+    state = world({"": "sent:1"}, {"": "sent:1"})
+    state.pools["osol1"][SRC].props[MARK] = (mark, "local")
+    before = dict(state.pools["osol1"][SRC].props)
+    with pytest.raises(Refused) as refused:
+        run_agent(state, resource_for(("osol2",)), kind=TakeOver)
+    assert said in refused.value.block("")
+    assert state.pools["osol1"][SRC].props == before
+
+
+def test_a_local_target_that_never_was_is_no_lost_one_after_a_takeover() -> None:
+    state = world({"": "sent:1"}, None, known=())
+    state.pools["osol1"][SRC].props[MARK] = ("osol3/z3/sync#1", "local")
+    targets = (Target("osol2", "local"), Target("osol3", "nodes"))
+    assert run_agent(state, resource(targets=targets), kind=TakeOver) == []
+    assert state.pools["osol1"][SRC].props[TARGETS] == ("z3/sync#1=osol3", "local")
