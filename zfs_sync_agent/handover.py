@@ -64,11 +64,14 @@ def was_source(target: TargetView) -> bool:
     return target.tree is not None and target.mark is None and target.repair is None
 
 
-def unsent(source: SourceView, target: TargetView, *, recursive: bool) -> list[Unsent]:
+def unsent(
+    source: SourceView, target: TargetView, who: Identity, *, recursive: bool
+) -> list[Unsent]:
     """Return what the target holds and the source never had, as far as ZFS can tell.
 
-    Needs a listing of all snapshots of the target. Where ZFS has no property `written`, changes
-    since the last snapshot are not in it: the receive finds those.
+    Snapshots of others, of another resource of the same src too, stay where they are and count by
+    their bytes alone. Needs a listing of all snapshots of the target. Where ZFS has no property
+    `written`, changes since the last snapshot are not in it: the receive finds those.
     """
     if target.tree is None:
         return []
@@ -86,7 +89,7 @@ def unsent(source: SourceView, target: TargetView, *, recursive: bool) -> list[U
         ]
         sizes = [snap.written for snap in newer] + [twin.written]
         size = None if None in sizes else sum(one for one in sizes if one)
-        own = any(snap.rid for snap in newer)
+        own = any(snap.rid == who.rid_value for snap in newer)
         if base is None or own or size:
             names = tuple(snap.name for snap in sorted(newer, key=lambda snap: snap.order))
             found.append(Unsent(full, base.name if base else None, names, size))
@@ -97,7 +100,7 @@ def check_nothing_unsent(
     source: SourceView, target: TargetView, who: Identity, *, recursive: bool
 ) -> None:
     """Raise Refused where the node that was the source holds what it never sent."""
-    found = unsent(source, target, recursive=recursive)
+    found = unsent(source, target, who, recursive=recursive)
     if not found:
         return
     listed = "; ".join(str(one) for one in found[:5]) + ("; ..." if found[5:] else "")

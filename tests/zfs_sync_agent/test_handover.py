@@ -101,7 +101,7 @@ def test_what_was_never_sent_is_told_with_its_bytes(
     held: str, sizes: Mapping[str, int], found: str | None
 ) -> None:
     view = with_written(target({"": held}, mark=None), sizes)
-    unsent = handover.unsent(source({"": "sent:1"}), view, recursive=True)
+    unsent = handover.unsent(source({"": "sent:1"}), view, WHO, recursive=True)
     assert (found or "") in " ".join(str(one) for one in unsent)
     assert bool(unsent) is (found is not None)
 
@@ -113,9 +113,19 @@ def test_a_dataset_that_only_the_old_source_has_was_never_sent() -> None:
     handover.check_nothing_unsent(source({"": "sent:1"}), view, PEERS, recursive=False)
 
 
+def test_a_newer_snapshot_of_another_resource_of_the_same_src_is_nothing_unsent() -> None:
+    view = with_written(target({"": "sent:1 drp.sent:2"}, mark=None), {})
+    assert view.tree is not None
+    root = view.tree.datasets[""]
+    theirs = replace(root.snapshots["drp.sent"], rid="z3/sync#2")
+    held = replace(root, snapshots={**root.snapshots, "drp.sent": theirs})
+    view = replace(view, tree=Tree(view.tree.root, {"": held}))
+    assert handover.unsent(source({"": "sent:1"}), view, WHO, recursive=True) == []
+
+
 def test_bytes_that_zfs_cannot_tell_are_left_to_the_receive() -> None:
     view = target({"": "sent:1 hourly:2!"}, mark=None)
-    assert handover.unsent(source({"": "sent:1"}), view, recursive=True) == []
+    assert handover.unsent(source({"": "sent:1"}), view, WHO, recursive=True) == []
 
 
 # --- the old source becomes a replica -------------------------------------------------------------
