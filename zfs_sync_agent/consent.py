@@ -200,7 +200,16 @@ def check_resync(source: SourceView, target: TargetView, who: Identity) -> None:
         )
 
 
-def tell_resync(target: TargetView, found: Sequence[Loss], *, aside: str | None) -> list[str]:
+def lone(source: SourceView, target: TargetView) -> list[str]:
+    """Return the datasets below dst that src does not have, by full name."""
+    assert target.tree is not None  # noqa: S101 - the caller saw it
+    paired = set(plan.pair(source.tree, target.tree).values())
+    return [target.tree.full(name) for name in target.tree.datasets if name not in paired]
+
+
+def tell_resync(
+    source: SourceView, target: TargetView, found: Sequence[Loss], *, aside: str | None
+) -> list[str]:
     """Return the lines that a person reads before anything is done; `aside` None: discarded."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
     lines = []
@@ -210,6 +219,10 @@ def tell_resync(target: TargetView, found: Sequence[Loss], *, aside: str | None)
         to = f"rolled back to @{one.base.name}" if one.base else "without a common snapshot"
         lines.append(f"{target.node}: {one.full}: {to}: {size}{newer}")
     if aside:
+        lines += [
+            f"{target.node}: {name}: not on the source; it is in the tree that is kept, alone"
+            for name in lone(source, target)
+        ]
         lines.append(
             f"{target.node}: the tree as it is now is kept as {aside};"
             f" once nobody needs it: zfs destroy -r {aside}"
@@ -248,6 +261,21 @@ def discards(source: SourceView, target: TargetView, who: Identity) -> list[zfs.
     Own newer snapshots go one by one, by name and after a listing; a rollback with -r would take
     somebody's.
     """
+    assert target.tree is not None  # noqa: S101 - the caller saw it
+    born = [
+        full
+        for full in lone(source, target)
+        if any(
+            snap.rid == who.rid_value
+            for snap in target.tree.datasets[zfs.relative_to(target.dst, full)].snapshots.values()
+        )
+    ]
+    if born and target.mark is None:  # an ordinary run would take them for gone on the source
+        raise Refused(
+            f"{', '.join(born)} on {target.node}: {who.source} never had it",
+            untouched=UNTOUCHED,
+            hint="destroy it there, or run syncresync without --discard: it keeps it aside",
+        )
     changes = []
     for one in losses(source, target):
         if one.base is None:

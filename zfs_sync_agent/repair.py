@@ -79,7 +79,7 @@ class Resync:
         aside = None if self.discard else consent.aside_name(self.view.dst, self.now)
         if self.discard:
             consent.discards(self.source, self.view, who)
-        lines = consent.tell_resync(self.view, found, aside=aside if found else None)
+        lines = consent.tell_resync(self.source, self.view, found, aside=aside if found else None)
         return [*lines, self._sending()]
 
     def _sending(self) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from zfs_sync_agent.execute import Outcome, Run
-from zfs_sync_agent.mend import FullRun, InPlaceRun, ResyncRun
+from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
 from zfs_sync_agent.model import MARK, Standing
 
 from .fakezfs import Dataset, Snap
@@ -155,3 +155,20 @@ def test_a_node_that_sees_a_later_source_sends_to_nobody() -> None:
     assert ("osol2: " in said, "osol3: " in said) == (True, True)
     after = {name: dict(one.snaps) for node in state.pools.values() for name, one in node.items()}
     assert after == before, story(state)
+
+
+def test_a_dataset_that_moves_aside_with_its_tree_is_named() -> None:
+    state = CloneWorld(world({"": "old:1", "a": "old:1"}, NEWER))
+    state.pools[OSOL2][f"{DST}/mine"] = Dataset(7, 7, {"daily": Snap("77", 7, None)})
+    run(state, resource_for(ONE), ResyncRun)
+    assert f"{DST}/mine: not on the source" in story(state)
+
+
+def test_discard_leaves_no_child_of_the_old_source_to_be_taken_for_a_gone_one() -> None:
+    state = CloneWorld(world(A, {"": "sent:1", "a": "sent:1", "b": "tosend:9"}, mark=None))
+    state.pools["osol1"][SRC].props[MARK] = (Standing(source_since=0).value, "local")
+    before = guids(state)
+    assert f"{DST}/b" in told(run(state, resource_for(ONE), DiscardRun))
+    for _ in range(3):
+        run(state, resource_for(ONE), Run)
+    assert guids(state) >= before
