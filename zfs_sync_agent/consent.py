@@ -85,9 +85,12 @@ def foreign(source: SourceView, target: TargetView, who: Identity) -> list[str]:
 
 
 def check_replaceable(
-    source: SourceView, target: TargetView, who: Identity, *, in_place: bool
+    source: SourceView, target: TargetView, who: Identity, *, in_place: bool, keep_gone: bool
 ) -> None:
-    """Raise Refused where syncfull may not take away what is at dst. Needs a deep listing."""
+    """Raise Refused where syncfull may not take away what is at dst. Needs a deep listing.
+
+    `keep_gone`: datasets that the source does not have are to stay.
+    """
     assert target.tree is not None  # noqa: S101 - the caller saw it
     check_is_no_other(source, target, who)
     again = f"zfs_sync_agent -s {who.service} --rid {who.rid} --node {target.node} syncfull"
@@ -107,10 +110,26 @@ def check_replaceable(
                 hint=f"{away}; or destroy it, with all that is in it: {again} --in-place",
             )
         return
+    common = plan.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT])
+    if target.mark not in (None, who.mark) and not in_place and common is None:
+        raise Refused(
+            f"{target.dst} on {target.node} is the replica of {target.mark}, and {who.source} has"
+            " none of its snapshots: it may be newer",
+            untouched=UNTOUCHED,
+            hint=f"{away}; or, if it is not needed: {again} --in-place",
+        )
+    if (gone := lone(source, target)) and keep_gone and not foreign(source, target, who):
+        raise Refused(
+            f"{target.dst} on {target.node} holds what {source.tree.root} does not have:"
+            f" {', '.join(gone[:5])}{', ...' if gone[5:] else ''}",
+            untouched=UNTOUCHED,
+            hint=f"move it out of {target.dst}, or destroy it there; or {away}",
+        )
     if strange := foreign(source, target, who):
         listed = ", ".join(strange[:5]) + (", ..." if strange[5:] else "")
         raise Refused(
-            f"{target.dst} on {target.node} holds what this agent did not send: {listed}",
+            f"{target.dst} on {target.node} holds what this agent did not send, or what"
+            f" {source.tree.root} no longer has: {listed}",
             untouched=UNTOUCHED,
             hint=f"move it out of {target.dst}; or {away}",
         )

@@ -123,7 +123,10 @@ class FullRun(ResyncRun):
         if view.tree is not None:
             tree = observe.deepen(worker.source_side, source.tree, list(source.tree.datasets))
             known = replace(source, tree=tree)
-            consent.check_replaceable(known, view, self.who, in_place=self.in_place)
+            keep_gone = not (self.resource.recursive and self.resource.on_child_gone == "follow")
+            consent.check_replaceable(
+                known, view, self.who, in_place=self.in_place, keep_gone=keep_gone
+            )
         return view
 
     def _clear(self, worker: Worker, source: SourceView, view: TargetView) -> None:

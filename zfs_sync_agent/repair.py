@@ -269,7 +269,9 @@ class Swap:
         tree = observe.deepen(self.side, view.tree, list(view.tree.datasets))
         try:
             old = replace(view, tree=tree)
-            consent.check_replaceable(self.source, old, self.context.who, in_place=False)
+            consent.check_replaceable(
+                self.source, old, self.context.who, in_place=False, keep_gone=False
+            )
         except Refused as refused:
             self.context.warn(f"{name} is kept: {refused.reason}")
             return False

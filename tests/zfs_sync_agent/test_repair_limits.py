@@ -172,3 +172,22 @@ def test_discard_leaves_no_child_of_the_old_source_to_be_taken_for_a_gone_one() 
     for _ in range(3):
         run(state, resource_for(ONE), Run)
     assert guids(state) >= before
+
+
+@pytest.mark.parametrize("kind", [FullRun, InPlaceRun])
+@pytest.mark.parametrize("changes", [{"on_child_gone": "keep"}, {"on_child_gone": "stop"}])
+def test_syncfull_does_not_take_a_child_that_is_to_be_kept(
+    kind: type[Run], changes: dict[str, object]
+) -> None:
+    state = CloneWorld(world({"": "sent:5"}, A, known=ONE))
+    assert f"{DST}/a" in told(run(state, resource_for(ONE, **changes), kind))
+    assert f"{DST}/a" in state.pools[OSOL2]
+
+
+def test_a_third_target_that_may_be_ahead_of_a_new_source_is_not_replaced_by_syncfull() -> None:
+    state = CloneWorld(world({"": "sent:1"}, {"": "sent:2"}, mark="osol3/z3/sync#1"))
+    state.pools["osol1"][SRC].props[MARK] = (Standing(source_since=0).value, "local")
+    before, who = guids(state), replace(WHO, peers=PEERS)
+    assert "it may be newer" in told(run(state, resource_for(ONE), FullRun, who))
+    assert guids(state) == before
+    assert not told(run(state, resource_for(ONE), InPlaceRun, who)), story(state)
