@@ -152,8 +152,9 @@ def check_beside(
 ) -> zfs.Change | None:
     """Return what clears away an earlier new copy that is of no use any more, None if it is.
 
-    It is of use if it is whole (marked), or was cut on its way to the goal. Raises Refused where
-    something else has its name.
+    It is of use if it is whole (marked), or was cut on its way to the goal: with `intermediary`
+    the first that arrives are older snapshots of the source. Raises Refused where something else
+    has its name.
     """
     if beside.tree is None:
         return None
@@ -161,6 +162,10 @@ def check_beside(
     if beside.mark == who.mark and plan.newest_common(root, twin):
         return None
     if goal in root.snapshots and twin.by_guid(root.snapshots[goal].guid):
+        return None
+    known = {s.guid for d in source.tree.datasets.values() for s in d.snapshots.values()}
+    held = [s for d in beside.tree.datasets.values() for s in d.snapshots.values()]
+    if twin.snapshots and all(s.rid is None and s.guid in known for s in held):
         return None
     ours = bool(twin.snapshots) and all(s.rid for s in twin.snapshots.values())
     if ours and not foreign(source, beside, who):

@@ -191,3 +191,11 @@ def test_a_third_target_that_may_be_ahead_of_a_new_source_is_not_replaced_by_syn
     assert "it may be newer" in told(run(state, resource_for(ONE), FullRun, who))
     assert guids(state) == before
     assert not told(run(state, resource_for(ONE), InPlaceRun, who)), story(state)
+
+
+def test_a_new_copy_that_was_cut_amid_older_snapshots_is_gone_on_with() -> None:
+    state = CloneWorld(world({"": "daily:1! sent:5", "a": "daily:1! sent:5"}, A, known=ONE))
+    daily = state.pools["osol1"][SRC].snaps["daily"]
+    state.pools[OSOL2][f"{DST}.full"] = Dataset(9000, 9000, {"daily": daily})
+    assert not told(run(state, resource_for(ONE, intermediary=True), FullRun)), story(state)
+    assert state.pools[OSOL2][DST].ident == 9000, story(state)
