@@ -163,16 +163,21 @@ def _unknown_names(
         if unknown := [name for name in given if name not in known]:
             listed = ", ".join(sorted(known)) or "none"
             return f"{option} {unknown[0]}: unknown; the service files have: {listed}"
-    if complaint := _wrong_node(args):
+    if complaint := _wrong_node(args, resources):
         return complaint
     if not resources and not problems and args.action != "validate":
         return f"no zfs sync resource in {args.config_dir}; see zfs_sync.conf(5)"
     return None
 
 
-def _wrong_node(args: argparse.Namespace) -> str | None:
+def _wrong_node(args: argparse.Namespace, resources: list[SyncResource]) -> str | None:
     if args.action in ("syncresync", "syncfull") and not args.node:
         return f"{args.action}: say which target with --node: it replaces what is there"
+    chosen = [one for one in resources if not args.rid or one.rid in args.rid]
+    hit = [one for one in chosen if {target.node for target in one.targets} & set(args.node)]
+    if args.action in ("syncresync", "syncfull") and len(hit) > 1:
+        listed = ", ".join(f"{one.service}/{one.rid}" for one in hit)
+        return f"{args.action}: say which one with -s and --rid: {listed}"
     if args.action == "takeover" and args.node:
         return "takeover takes no --node: it is this node that becomes the source"
     return None

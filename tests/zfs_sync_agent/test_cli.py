@@ -161,6 +161,15 @@ def test_a_wrong_command_line_is_told_with_what_to_write(
     assert text in capsys.readouterr().err
 
 
+def test_a_consent_is_for_one_resource_at_a_time(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "[sync#1]\ntype = zfs\nsrc = tank/web\ntarget = osol2\n"
+    (config / "web.conf").write_text(text)
+    assert call(config, "--node", "osol2", "syncfull") == 2
+    assert "say which one with -s and --rid: web/sync#1, z3/sync#1" in capsys.readouterr().err
+
+
 def test_a_folder_without_services_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
