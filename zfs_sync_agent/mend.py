@@ -175,13 +175,9 @@ class FullRun(ResyncRun):
         self, worker: Worker, source: SourceView, dst: str, *, recursive: bool
     ) -> TargetView:
         """Return a tree of the target with all its snapshots."""
-        view = observe.observe_target(
-            worker.side, worker.node, dst, self.names, source, recursive=recursive
+        return observe.observe_target(
+            worker.side, worker.node, dst, self.names, source, recursive=recursive, deep=True
         )
-        if view.tree is None:
-            return view
-        tree = observe.deepen(worker.side, view.tree, list(view.tree.datasets))
-        return replace(view, tree=tree)
 
     def _land(self, worker: Worker) -> None:
         """The new copy is proven: it takes the place of the old one, if that is still no more."""

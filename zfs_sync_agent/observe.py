@@ -213,8 +213,9 @@ def observe_target(
     recursive: bool,
     state_path: str | None = None,
     also: frozenset[str] = frozenset(),
+    deep: bool = False,
 ) -> TargetView:
-    """Return one target, by own names; `recursive` off looks at the root alone.
+    """Return one target, by own names unless `deep`; `recursive` off looks at the root alone.
 
     `state_path` names the state file that the target may hold, `also` snapshots to ask for.
     """
@@ -229,6 +230,8 @@ def observe_target(
     retained = names.own(parse_nodes(marks.get(RETAINED)))
     own = (names.sent, names.tosend, names.tosend_for(node), *source.retained, *retained, *also)
     tree = read_tree(side, dst, datasets, own)
+    if deep:
+        tree = deepen(side, tree, list(tree.datasets))
     standing = parse_standing(marks.get(MARK))
     return replace(
         view,

@@ -193,18 +193,15 @@ class Resync:
 
     def _observe(self, dst: str) -> TargetView:
         """Return a tree of the target with all its snapshots."""
-        view = observe.observe_target(
+        return observe.observe_target(
             self.side,
             self.view.node,
             dst,
             self.context.names,
             self.source,
             recursive=self.context.resource.recursive,
+            deep=True,
         )
-        if view.tree is None:
-            return view
-        tree = observe.deepen(self.side, view.tree, list(view.tree.datasets))
-        return replace(view, tree=tree)
 
     def _is_over(self) -> bool:
         """Tell whether dst is a replica again that has something new to be rolled back."""
@@ -261,14 +258,13 @@ class Swap:
         change(self.context, self.side, zfs.set_property(self.dst, SWAP, ""))
 
     def _destroy(self, name: str) -> bool:
-        view = observe.observe_target(
-            self.side, self.node, name, self.context.names, self.source, recursive=True
+        names = self.context.names
+        old = observe.observe_target(
+            self.side, self.node, name, names, self.source, recursive=True, deep=True
         )
-        if view.tree is None:
+        if old.tree is None:
             return True
-        tree = observe.deepen(self.side, view.tree, list(view.tree.datasets))
         try:
-            old = replace(view, tree=tree)
             consent.check_replaceable(
                 self.source, old, self.context.who, in_place=False, keep_gone=False
             )
