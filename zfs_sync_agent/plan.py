@@ -540,6 +540,7 @@ def plan_branch(
             streams=_first_streams(source.tree, target, resource, goal),
         )
     found = stands(source.tree, target.tree, goal)
+    _check_sent_is_ours(source, target, Names(resource.snap_prefix), found, goal)
     if cut := _half_rotated(source.tree, target, resource, who, found):
         return Branch(target.node, goal, before=cut, again=True)
     broken = _broken_children(source, target, who, found, goal)
@@ -716,22 +717,19 @@ def _name_clashes(
 ) -> list[zfs.Change]:
     """Return what frees the snapshot names that are about to be given: ours are renamed aside.
 
-    That is the goal's, then @sent, and with -I those in between. A name that was used again on the
-    source is there with another guid, or somebody used one of ours on the target; someone may still
-    want that snapshot, so it is refused by name.
+    That is the goal's, and with -I those in between. A name that was used again on the source is
+    there with another guid, or somebody used the goal's; someone may still want that snapshot, so
+    it is refused by name.
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
-    known = _known(source.tree)
     changes = []
-    clashes: list[tuple[str, Snapshot, Snapshot]] = []
     for stand in lacking:
         if stand.target is None or stand.common is None:
             continue
         twin = target.tree.datasets[stand.target]
         full = target.tree.full(twin.name)
-        held = source.tree.datasets[stand.relative].snapshots
-        for snap in held.values():
+        for snap in source.tree.datasets[stand.relative].snapshots.values():
             other = twin.snapshots.get(snap.name)
             brought = resource.intermediary and snap.order > stand.common.order
             if not (brought or snap.name == goal) or other is None or other.guid == snap.guid:
@@ -743,19 +741,33 @@ def _name_clashes(
                 kept = names.kept(other)
                 changes.append(zfs.rename_snapshot(full, other.name, kept, recursive=False))
             elif brought or not ours:  # of a first sync that was cut the receive renames it itself
-                clashes.append((full, other, snap))
-        last = twin.snapshots.get(names.sent)
-        if last is not None and last.rid is None and last.guid not in known and goal in held:
-            clashes.append((full, last, held[goal]))
-    if clashes:
-        full, other, snap = clashes[0]
-        raise Refused(
-            f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
-            f" source's snapshot of that name (guid {snap.guid})",
-            untouched=UNTOUCHED,
-            hint=f"on {target.node}: zfs rename or zfs destroy '{full}@{other.name}'",
-        )
+                raise _in_the_way(target, full, other, snap)
     return changes
+
+
+def _check_sent_is_ours(
+    source: SourceView, target: TargetView, names: Names, found: list[Stand], goal: str
+) -> None:
+    """Raise Refused where somebody's @sent would keep a rotation from its end."""
+    assert target.tree is not None  # noqa: S101 - the caller branches on it
+    known = _known(source.tree)
+    for stand in found:
+        if stand.target is None or stand.common is None:
+            continue
+        last = target.tree.datasets[stand.target].snapshots.get(names.sent)
+        if last is not None and last.rid is None and last.guid not in known:
+            held = source.tree.datasets[stand.relative].snapshots
+            full = target.tree.full(stand.target)
+            raise _in_the_way(target, full, last, held.get(goal, stand.common))
+
+
+def _in_the_way(target: TargetView, full: str, other: Snapshot, snap: Snapshot) -> Refused:
+    return Refused(
+        f"{full}@{other.name} on {target.node} (guid {other.guid}) is in the way of the"
+        f" source's snapshot of that name (guid {snap.guid})",
+        untouched=UNTOUCHED,
+        hint=f"on {target.node}: zfs rename or zfs destroy '{full}@{other.name}'",
+    )
 
 
 def _broken_children(

@@ -140,17 +140,9 @@ class Guard:
             self.closed = {SOURCE, *self.nodes}
 
     def _gone_on_source(self, node: str) -> set[int]:
-        alive = {one.ident for one in self.inside(SOURCE).values()}
-        gone = set()
-        for one in self.inside(node).values():
-            origins = {
-                self.world.taken[snap.guid][0]
-                for snap in one.snaps.values()
-                if snap.guid in self.world.taken
-            }
-            if not origins & alive:
-                gone.add(one.ident)
-        return gone
+        """Return the datasets of a target that have nothing in common with any of the source."""
+        alive = {there for _, there in self.common(node)}
+        return {one.ident for one in self.inside(node).values()} - alive
 
     def left_behind(self) -> list[str]:
         """Return the datasets of ours alone that are gone on the source, and still on a target."""

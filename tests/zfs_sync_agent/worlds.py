@@ -399,6 +399,11 @@ REFUSED = (
         end="refused",
     ),
     Scenario(
+        "someone's @sent where a rotation was cut",
+        lambda: after_a_failure(world(LEFT, {"": "tosend:2", "a": "tosend:2 sent:3!?"})),
+        end="refused",
+    ),
+    Scenario(
         "someone's newer snapshot with data",
         lambda: world(BOTH, {"": "sent:1", "a": "sent:1 theirs:2!+"}),
         end="refused",
