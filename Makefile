@@ -1,15 +1,17 @@
 # make demo   the scheme on two lab nodes, from the first synchronization to a mended chain
 # make test   all tests; those with real ZFS need root, and run by sudo
 # make kill   the tests of kills with every kill point, not a sample of them
+# make soak   random faults on four lab nodes; MINUTES=10, and SEED=n to repeat one
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
 # Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
 
-.PHONY: help demo test kill lint clean
+.PHONY: help demo test kill soak lint clean
 
 # Each worker has labs of its own; the killing tests of one file are spread over the workers.
 JOBS ?= 2
 ARGS ?=
+MINUTES ?= 10
 
 PY := .venv/bin/python
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -36,6 +38,11 @@ kill:
 	@tests/setup.sh $(LAB)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KILL_ALL=1 $(PY) -m pytest -n $(JOBS) --dist worksteal \
 		tests/e2e/test_kill.py tests/e2e/test_repair_kill.py
+
+soak:
+	@tests/setup.sh $(LAB)
+	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m tests.soak --minutes $(MINUTES) \
+		$(if $(SEED),--seed $(SEED)) $(if $(DEFECT),--defect $(DEFECT))
 
 lint:
 	@tests/setup.sh $(MANUALS)
