@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from check_zfs_sync.service import SyncResource
-from zfs_sync_agent import observe, plan, zfs
+from zfs_sync_agent import judge, observe, pairing, plan, rotating, zfs
 from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, Refused, SyncError
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
+    Identity,
     Names,
     Snapshot,
     SourceView,
@@ -38,7 +39,7 @@ class Context:
     """What every step of a run needs: who sends what, and where its lines go."""
 
     resource: SyncResource
-    who: plan.Identity
+    who: Identity
     names: Names
     info: Log
     warn: Log
@@ -59,7 +60,7 @@ def set_retained(
 ) -> None:
     """Write this resource's entries of zfs_sync:retained; another resource's stay as they are."""
     now = parse_nodes(observe.read_root(side, root).get(RETAINED))
-    change(context, side, plan.retain(root, context.names, value, now))
+    change(context, side, rotating.retain(root, context.names, value, now))
 
 
 def _command_failed(side: Side, argv: Sequence[str], status: int, stderr: str) -> CommandFailed:
@@ -177,7 +178,7 @@ class Branch:
 
     def _missing(self, branch: plan.Branch) -> list[str]:
         """Return what the last listing does not show, but for what is broken anyway."""
-        missing = plan.unproven(self.source.tree, self.view.tree, branch.goal)
+        missing = pairing.unproven(self.source.tree, self.view.tree, branch.goal)
         return [name for name in missing if name not in branch.broken]
 
     def _plan(
@@ -326,7 +327,7 @@ class Branch:
             renamed=renamed - {""},
         )
         self.may_hold_goal = False
-        plan.check_same_standing(seen, self.view, self.context.who)
+        judge.check_same_standing(seen, self.view, self.context.who)
 
     def _rollback_of_modified(self, goal: str, failure: SyncError) -> zfs.Change | None:
         """Return the rollback of the dataset that the receiver called modified.
@@ -351,13 +352,13 @@ class Branch:
 
     def _named(
         self, goal: str, failure: SyncError, complaint: re.Pattern[str]
-    ) -> plan.Stand | None:
+    ) -> pairing.Stand | None:
         """Return the dataset without the goal that the receiver complained of by name."""
         match = complaint.search(failure.detail)
         tree = self.view.tree
         if match is None or tree is None:
             return None
-        for stand in plan.stands(self.source.tree, tree, goal):
+        for stand in pairing.stands(self.source.tree, tree, goal):
             named = stand.target is not None and tree.full(stand.target) == match["name"]
             if named and not stand.has_goal:
                 return stand
@@ -373,7 +374,9 @@ class Branch:
             if context.resource.replica_readonly:
                 change(context, self.side, zfs.set_readonly(view.dst))
             self.view = view = replace(view, mark=context.who.mark)
-        rotation = plan.rotate_target(self.source.tree, view, goal, context.resource, context.who)
+        rotation = rotating.rotate_target(
+            self.source.tree, view, goal, context.resource, context.who
+        )
         if rotation.marks:
             self._mark_snapshots(rotation.marks)
         busy = apply_rotation(context, self.side, tree, rotation.changes, view.retained)

@@ -18,7 +18,7 @@ from typing import NoReturn
 from check_zfs_sync import __version__
 from check_zfs_sync.service import Service, SyncResource, Target, load_services
 from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import forget, plan, record, status, transport
+from zfs_sync_agent import forget, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
     EXIT_FAILED,
@@ -32,7 +32,7 @@ from zfs_sync_agent.errors import (
 )
 from zfs_sync_agent.execute import Outcome, Run, Settings
 from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
-from zfs_sync_agent.model import Names
+from zfs_sync_agent.model import Identity, Names
 from zfs_sync_agent.record import Record
 
 CONFIG_DIR = "/etc/zfs_sync"
@@ -276,7 +276,7 @@ def _run(
     peers = frozenset(resource.sources) | {target.node for target in resource.targets}
     context = Context(
         resource,
-        plan.Identity(resource.nodename, resource.service, resource.rid, peers),
+        Identity(resource.nodename, resource.service, resource.rid, peers),
         Names(resource.snap_prefix),
         info=lambda text: LOG.info("%s - INFO - %s", prefix, text),
         warn=lambda text: LOG.warning("%s - WARNING - %s", prefix, text),

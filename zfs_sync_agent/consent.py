@@ -13,19 +13,19 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from zfs_sync_agent import handover, plan, zfs
-from zfs_sync_agent.errors import BrokenChain, Refused
+from zfs_sync_agent import handover, pairing, zfs
+from zfs_sync_agent.errors import UNTOUCHED, BrokenChain, Refused
 from zfs_sync_agent.model import (
     MARK,
     ROOT,
     Dataset,
+    Identity,
     Snapshot,
     SourceView,
     Standing,
     TargetView,
     Tree,
 )
-from zfs_sync_agent.plan import UNTOUCHED, Identity
 
 # A clone has them from its origin, they would count twice, or a replica has its own.
 _NOT_KEPT = frozenset({"volsize", "keylocation", "reservation", "refreservation", "readonly"})
@@ -110,7 +110,7 @@ def check_replaceable(
                 hint=f"{away}; or destroy it, with all that is in it: {again} --in-place",
             )
         return
-    common = plan.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT])
+    common = pairing.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT])
     if target.mark not in (None, who.mark) and not in_place and common is None:
         raise Refused(
             f"{target.dst} on {target.node} is the replica of {target.mark}, and {who.source} has"
@@ -159,7 +159,7 @@ def check_beside(
     if beside.tree is None:
         return None
     root, twin = source.tree.datasets[ROOT], beside.tree.datasets[ROOT]
-    if beside.mark == who.mark and plan.newest_common(root, twin):
+    if beside.mark == who.mark and pairing.newest_common(root, twin):
         return None
     if goal in root.snapshots and twin.by_guid(root.snapshots[goal].guid):
         return None
@@ -194,7 +194,7 @@ def losses(source: SourceView, target: TargetView) -> list[Loss]:
     """Return what a resync takes out of each dataset that the source has, too."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
     found = []
-    for name, twin_name in plan.pair(source.tree, target.tree).items():
+    for name, twin_name in pairing.pair(source.tree, target.tree).items():
         twin = target.tree.datasets[twin_name]
         base, newer = _beyond(source.tree.datasets[name], twin)
         sizes = [snap.written for snap in newer] + [twin.written]
@@ -205,7 +205,7 @@ def losses(source: SourceView, target: TargetView) -> list[Loss]:
 
 
 def _beyond(dataset: Dataset, twin: Dataset) -> tuple[Snapshot | None, tuple[Snapshot, ...]]:
-    common = plan.newest_common(dataset, twin)
+    common = pairing.newest_common(dataset, twin)
     base = twin.by_guid(common.guid) if common else None
     newer = [s for s in twin.snapshots.values() if base is None or s.order > base.order]
     return base, tuple(sorted(newer, key=lambda snap: snap.order))
@@ -215,7 +215,7 @@ def check_resync(source: SourceView, target: TargetView, who: Identity) -> None:
     """Raise where a resync cannot help."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
-    if plan.newest_common(root, twin) is None:
+    if pairing.newest_common(root, twin) is None:
         raise BrokenChain(
             f"chain broken: {target.dst} on {target.node} holds no snapshot that"
             f" {source.tree.root} on {who.source} has",
@@ -227,7 +227,7 @@ def check_resync(source: SourceView, target: TargetView, who: Identity) -> None:
 def lone(source: SourceView, target: TargetView) -> list[str]:
     """Return the datasets below dst that src does not have, by full name."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
-    paired = set(plan.pair(source.tree, target.tree).values())
+    paired = set(pairing.pair(source.tree, target.tree).values())
     return [target.tree.full(name) for name in target.tree.datasets if name not in paired]
 
 
@@ -260,10 +260,10 @@ def tell_sending(source: SourceView, target: TargetView, full_sizes: Mapping[str
     """Return the line about what will be sent; `full_sizes` in bytes, by full name."""
     incremental, full = 0, 0
     unknown = False
-    pairs = plan.pair(source.tree, target.tree) if target.tree else {}
+    pairs = pairing.pair(source.tree, target.tree) if target.tree else {}
     for name, dataset in source.tree.datasets.items():
         twin = target.tree.datasets[pairs[name]] if target.tree and name in pairs else None
-        common = plan.newest_common(dataset, twin) if twin else None
+        common = pairing.newest_common(dataset, twin) if twin else None
         if common is None:
             full += full_sizes.get(source.tree.full(name), 0)
             continue
@@ -342,12 +342,12 @@ def restore(
     so that nothing is mounted over the tree aside, and the mark, so that no other run takes what
     is half built for a replica or a source. `filesystems` are full names.
     """
-    pairs = plan.pair(source, aside)
+    pairs = pairing.pair(source, aside)
     changes: list[zfs.Change] = []
     placed = set()
     for name, dataset in source.datasets.items():
         held = there.datasets.get(name) if there else None
-        if held is not None and plan.newest_common(dataset, held):
+        if held is not None and pairing.newest_common(dataset, held):
             placed.add(name)
             continue
         twin = aside.datasets[pairs[name]] if name in pairs else None

@@ -5,6 +5,8 @@ It never prints and never chooses an exit status by text: the type carries it.
 
 from check_zfs_sync.service import Problem
 
+UNTOUCHED = "everything on both sides"
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 3
 
 # Worst first: a person must act; the command line or a file is wrong; the next run retries.

@@ -13,9 +13,10 @@ from functools import partial
 from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import KeptBase, Success, TargetState, digest
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
-from zfs_sync_agent import handover, observe, plan, record, zfs
+from zfs_sync_agent import handover, judge, observe, pairing, plan, record, rotating, zfs
 from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
-from zfs_sync_agent.errors import CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
+from zfs_sync_agent.errors import UNTOUCHED, CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
+from zfs_sync_agent.judge import Role
 from zfs_sync_agent.model import (
     RETAINED,
     ROOT,
@@ -26,7 +27,6 @@ from zfs_sync_agent.model import (
     parse_nodes,
 )
 from zfs_sync_agent.observe import Side
-from zfs_sync_agent.plan import Role
 from zfs_sync_agent.record import Lock, Record
 from zfs_sync_agent.repair import Swap, find_aside
 from zfs_sync_agent.transport import Shell, quote
@@ -77,15 +77,15 @@ class Worker:
         self.thread: threading.Thread | None = None
 
     @property
-    def knowledge(self) -> plan.Knowledge:
+    def knowledge(self) -> rotating.Knowledge:
         """Return what a run knows of the target at its end; a join's end is not waited for."""
         if self.joins:
-            return plan.NOTHING_KNOWN
+            return rotating.NOTHING_KNOWN
         branch = self.branch
         if branch is None:
-            return plan.Knowledge(proven=False, listing=self.view, may_hold_goal=False)
+            return rotating.Knowledge(proven=False, listing=self.view, may_hold_goal=False)
         listing = None if branch.may_hold_goal else branch.view
-        return plan.Knowledge(branch.proven, listing, branch.may_hold_goal)
+        return rotating.Knowledge(branch.proven, listing, branch.may_hold_goal)
 
     def start(self, act: Callable[["Worker"], None]) -> None:
         """Run one step of this target in a thread of its own; a failure stays with the target."""
@@ -145,7 +145,7 @@ class Run:
         if not isinstance(lock, Lock):
             what = f"{target.node} is being worked on since {record.utc(lock)}"
             if self.asked:
-                raise CommandFailed(what, untouched=plan.UNTOUCHED, hint="try again later")
+                raise CommandFailed(what, untouched=UNTOUCHED, hint="try again later")
             self.context.info(f"{what}; left to it")
             return None
         ssh = () if target.group == "local" else self.resource.ssh
@@ -180,7 +180,7 @@ class Run:
                 raise
             self._fail_all(error)
             return
-        if plan.is_standby(source, self.who):
+        if judge.is_standby(source, self.who):
             if not self.resource.only_if:
                 self._stand_by(source)
                 return
@@ -192,7 +192,7 @@ class Run:
             for worker in self.workers:
                 if worker.view is not None:
                     handover.check_no_later_source(source, worker.view, self.who)
-            plan.check_source(source, self.names, self.who)
+            judge.check_source(source, self.names, self.who)
             self._synchronize(source)
         except SyncError as error:
             self._fail_all(error)
@@ -229,7 +229,7 @@ class Run:
         if self.asked:
             raise Refused(
                 f"{self.settings.nodename} stands by: {what}",
-                untouched=plan.UNTOUCHED,
+                untouched=UNTOUCHED,
                 hint="run it on the source; or, if this node is to be the source: takeover",
             )
         self.context.info(f"standby: {what}; nothing to send")
@@ -350,7 +350,7 @@ class Run:
             except StandbyFor as standby:
                 self.context.info(f"standby: {standby.what}")
                 if self.asked:
-                    worker.error = Refused(standby.what, untouched=plan.UNTOUCHED)
+                    worker.error = Refused(standby.what, untouched=UNTOUCHED)
             except SyncError as error:
                 worker.error = error
         return roles
@@ -372,17 +372,17 @@ class Run:
             recursive = self.resource.recursive
             handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
         self._judge(worker, cleared, view, known=known)
-        return plan.role(cleared, worker.view, self.names)
+        return judge.role(cleared, worker.view, self.names)
 
     def _judge(self, worker: Worker, source: SourceView, view: TargetView, *, known: bool) -> None:
         """Raise SyncError where the target must not be written to."""
         gone = view.tree is None and known and not self.consent
         if gone and find_aside(worker.side, self.dst, self.who):
-            raise plan.cut_resync(view, self.who)
-        plan.check_target(source, view, self.who, self.names, known=known, consent=self.consent)
+            raise judge.cut_resync(view, self.who)
+        judge.check_target(source, view, self.who, self.names, known=known, consent=self.consent)
         if view.tree is None:
             carried, used = observe.mountpoints(self.side, worker.side, source)
-            plan.check_mounts(carried, used, view, self.resource)
+            judge.check_mounts(carried, used, view, self.resource)
 
     def _finish_swap(
         self, worker: Worker, view: TargetView, source: SourceView, *, known: bool
@@ -414,8 +414,8 @@ class Run:
         stale = [
             worker
             for worker in joining
-            if plan.is_headless(source.tree, self.names.tosend_for(worker.node))
-            or (worker.view and plan.is_stale_join(source, worker.view, self.names))
+            if pairing.is_headless(source.tree, self.names.tosend_for(worker.node))
+            or (worker.view and judge.is_stale_join(source, worker.view, self.names))
         ]
         for worker in stale:
             with self.record.exclusive():
@@ -498,7 +498,7 @@ class Run:
         It is the only one, unless a dataset did not get it: then an older base is the one that both
         sides still hold of that.
         """
-        lacking = plan.left_behind(branch.source.tree, self.names.tosend_for(worker.node))
+        lacking = pairing.left_behind(branch.source.tree, self.names.tosend_for(worker.node))
         with self.record.exclusive():
             self._set_targets(worker.source_side, lambda known: known | {worker.node})
             whole = branch.proven and not lacking
@@ -514,12 +514,12 @@ class Run:
         guids = source.tree.guids(goal)
         if not guids:
             return
-        kept = plan.kept_name(source.tree, self.names, guids, goal)
+        kept = rotating.kept_name(source.tree, self.names, guids, goal)
         dropped = {node} if drop_others else set()
         retained = {name: nodes - dropped for name, nodes in source.retained.items()}
         retained[goal] = retained[kept] = frozenset({node})
         set_retained(self.context, side, self.src, retained)
-        for step in plan.rename_own(source.tree, goal, kept, recursive=recursive):
+        for step in rotating.rename_own(source.tree, goal, kept, recursive=recursive):
             change(self.context, side, step)
         del retained[goal]
         set_retained(self.context, side, self.src, retained)
@@ -540,7 +540,7 @@ class Run:
 
     def _finish_half_rotated(self, source: SourceView) -> SourceView:
         views = [worker.view for worker in self.workers if worker.view is not None]
-        if not plan.is_half_rotated(source, views, self.names):
+        if not judge.is_half_rotated(source, views, self.names):
             return source
         self.context.warn("an earlier run was cut while it rotated the source; going on from there")
         with self.record.exclusive():
@@ -571,17 +571,19 @@ class Run:
     ) -> dict[str, frozenset[str]]:
         by_node = {worker.node: worker.knowledge for worker in self.workers}
         known = {
-            one.node: by_node.get(one.node, plan.NOTHING_KNOWN) for one in self.resource.targets
+            one.node: by_node.get(one.node, rotating.NOTHING_KNOWN) for one in self.resource.targets
         }
         for node in {one for nodes in source.retained.values() for one in nodes} - set(known):
             self.context.warn(f"{node} is no longer a target: the base kept for it is dropped")
-        return plan.needs(source, self.names, known, leftover=leftover, rotate=rotate)
+        return rotating.needs(source, self.names, known, leftover=leftover, rotate=rotate)
 
     def _rotate_source(
         self, source: SourceView, needs: dict[str, frozenset[str]], *, rotate: bool
     ) -> None:
         recursive = self.resource.recursive
-        finish = plan.finish_source(source, self.names, needs, recursive=recursive, rotate=rotate)
+        finish = rotating.finish_source(
+            source, self.names, needs, recursive=recursive, rotate=rotate
+        )
         value = dict(source.retained)
         if finish.retained != value:
             set_retained(self.context, self.side, self.src, finish.retained)
@@ -601,7 +603,7 @@ class Run:
         root = tree.datasets[ROOT].snapshots[goal]
         held = StateSnapshot(root.guid, root.creation, len(guids), digest(guids.items()))
         success = Success(worker.begun, record.now(), branch.size_bytes, branch.mode)
-        lacking = plan.left_behind(tree, goal)
+        lacking = pairing.left_behind(tree, goal)
         self.context.info(
             f"update state file with snap uuid {root.guid} ({record.utc(root.creation)})"
         )
@@ -633,7 +635,7 @@ class Run:
             ),
         )
         worker.recorded = True
-        owner = plan.state_owner(worker.view) if worker.view is not None else None
+        owner = judge.state_owner(worker.view) if worker.view is not None else None
         if worker.view is not None and (owner is None or owner.source == self.who.source):
             with contextlib.suppress(SyncError):  # the failure itself is what is told
                 self._push(worker)

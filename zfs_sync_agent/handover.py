@@ -7,10 +7,9 @@ a question of marks, whether anything there was never sent is one of guids and o
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zfs_sync_agent import plan, zfs
-from zfs_sync_agent.errors import Refused
-from zfs_sync_agent.model import MARK, ROOT, Names, SourceView, Standing, TargetView
-from zfs_sync_agent.plan import UNTOUCHED, Identity
+from zfs_sync_agent import judge, pairing, zfs
+from zfs_sync_agent.errors import UNTOUCHED, Refused
+from zfs_sync_agent.model import MARK, ROOT, Identity, Names, SourceView, Standing, TargetView
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,14 @@ def unsent(
     """
     if target.tree is None:
         return []
-    twins = {twin: name for name, twin in plan.pair(source.tree, target.tree).items()}
+    twins = {twin: name for name, twin in pairing.pair(source.tree, target.tree).items()}
     found = []
     for name, twin in target.tree.datasets.items():
         if not recursive and name != ROOT:
             continue
         full = target.tree.full(name)
         here = source.tree.datasets[twins[name]] if name in twins else None
-        common = plan.newest_common(here, twin) if here else None
+        common = pairing.newest_common(here, twin) if here else None
         base = twin.by_guid(common.guid) if common else None
         newer = [
             snap for snap in twin.snapshots.values() if base is None or snap.order > base.order
@@ -120,7 +119,7 @@ def check_takeover(source: SourceView, who: Identity) -> None:
     There is one mark: to replace another resource's would end the replication by that one.
     """
     src, of = source.tree.root, source.replica_of
-    if of is not None and not plan.is_standby(source, who):
+    if of is not None and not judge.is_standby(source, who):
         service, _, rid = of.partition("/")[2].partition("/")
         raise Refused(
             f"{src} is the replica of {of}, not of {who.rid_value}",

@@ -9,12 +9,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from zfs_sync_agent import consent, observe, plan, record, zfs
+from zfs_sync_agent import consent, judge, observe, record, zfs
 from zfs_sync_agent.branch import change
 from zfs_sync_agent.errors import SyncError
 from zfs_sync_agent.execute import Run, Worker
+from zfs_sync_agent.judge import Role
 from zfs_sync_agent.model import SourceView, TargetView
-from zfs_sync_agent.plan import Role
 from zfs_sync_agent.repair import Resync, Swap
 
 _PRINTING = threading.Lock()
@@ -42,7 +42,7 @@ class ResyncRun(Run):
 
     def _resync(self, worker: Worker, source: SourceView) -> None:
         assert worker.view is not None  # noqa: S101 - it was observed
-        plan.check_state_owner(worker.view, self.who)
+        judge.check_state_owner(worker.view, self.who)
         resync = Resync(
             self.context,
             self.side,
@@ -110,7 +110,7 @@ class FullRun(ResyncRun):
         return observe.read_sizes(self.side, names, "referenced")
 
     def _replace(self, worker: Worker, source: SourceView, view: TargetView) -> None:
-        plan.check_state_owner(view, self.who)
+        judge.check_state_owner(view, self.who)
         whole = self._check_replaceable(worker, source)
         if self.in_place:
             self._clear(worker, source, whole)

@@ -177,6 +177,29 @@ class TargetView:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who sends: the texts by which the agent knows its own marks again.
+
+    `peers` are the nodes of the service file: each of them may be the source at another time.
+    """
+
+    source: str
+    service: str
+    rid: str
+    peers: frozenset[str] = frozenset()
+
+    @property
+    def rid_value(self) -> str:
+        """Return what stands in zfs_sync:rid of every own snapshot."""
+        return f"{self.service}/{self.rid}"
+
+    @property
+    def mark(self) -> str:
+        """Return what stands in zfs_sync:replica of a replica of this source."""
+        return f"{self.source}/{self.service}/{self.rid}"
+
+
+@dataclass(frozen=True)
 class Names:
     """The snapshot names that belong to one resource, by its snap_prefix."""
 

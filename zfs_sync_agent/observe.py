@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from zfs_sync_agent import plan, zfs
+from zfs_sync_agent import pairing, zfs
 from zfs_sync_agent.errors import Misconfigured, NoAnswer
 from zfs_sync_agent.model import (
     MARK,
@@ -15,6 +15,7 @@ from zfs_sync_agent.model import (
     SWAP,
     TARGETS,
     Capabilities,
+    Identity,
     Names,
     SourceView,
     TargetView,
@@ -277,7 +278,7 @@ def clear_up(
     target_side: Side,
     source: SourceView,
     target: TargetView,
-    who: plan.Identity,
+    who: Identity,
     *,
     deep: bool,
 ) -> tuple[SourceView, TargetView]:
@@ -289,7 +290,7 @@ def clear_up(
     if target.tree is None:
         lone = [one.name for one in source.tree.datasets.values() if not one.complete]
         return replace(source, tree=deepen(source_side, source.tree, lone)), target
-    lone_source, lone_target = plan.unclear(source.tree, target.tree, who)
+    lone_source, lone_target = pairing.unclear(source.tree, target.tree, who)
     if deep:
         lone_target = [one.name for one in target.tree.datasets.values() if not one.complete]
     source_tree = deepen(source_side, source.tree, lone_source)

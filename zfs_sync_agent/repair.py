@@ -7,12 +7,13 @@ datasets and marks that are there, so that a second call goes on where a first o
 from collections.abc import Callable
 from dataclasses import replace
 
-from zfs_sync_agent import consent, observe, plan, zfs
+from zfs_sync_agent import consent, observe, pairing, zfs
 from zfs_sync_agent.branch import Context, change
 from zfs_sync_agent.errors import CommandFailed, Refused
 from zfs_sync_agent.model import (
     MARK,
     SWAP,
+    Identity,
     SourceView,
     Standing,
     TargetView,
@@ -22,7 +23,7 @@ from zfs_sync_agent.model import (
 from zfs_sync_agent.observe import Side
 
 
-def find_aside(side: Side, dst: str, who: plan.Identity) -> str | None:
+def find_aside(side: Side, dst: str, who: Identity) -> str | None:
     """Return the name of the tree that a syncresync which was cut has put aside."""
     prefix = consent.aside_prefix(dst)
     for name in reversed(observe.list_beside(side, dst)):
@@ -131,7 +132,7 @@ class Resync:
         filesystems = {n for n, own in values.items() if own.get("type", ("",))[0] == "filesystem"}
         self.pairs = {
             f"{dst}/{name}" if name else dst: aside.tree.full(twin)
-            for name, twin in plan.pair(source, aside.tree).items()
+            for name, twin in pairing.pair(source, aside.tree).items()
         }
         who, there = self.context.who, self.view.tree
         for step in consent.restore(source, there, aside.tree, dst, filesystems, who=who):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e import kill_forks
-from zfs_sync_agent import plan
+from zfs_sync_agent import pairing, rotating
 from zfs_sync_agent.branch import Branch
 from zfs_sync_agent.model import Tree
 
@@ -29,12 +29,12 @@ def state_before_listing() -> None:
 
 def base_dropped() -> None:
     """Keep no base for a target that is away while the source rotates."""
-    truth = plan.needs
+    truth = rotating.needs
 
     def needs(*given: Any, rotate: bool, **options: Any) -> dict[str, frozenset[str]]:
         return {} if rotate else truth(*given, rotate=rotate, **options)
 
-    plan.needs = needs
+    rotating.needs = needs
 
 
 def pair_by_name() -> None:
@@ -43,7 +43,7 @@ def pair_by_name() -> None:
     def pair(source: Tree, target: Tree) -> dict[str, str]:
         return {name: name for name in source.datasets if name in target.datasets}
 
-    plan.pair = pair
+    pairing.pair = pair
 
 
 DEFECTS: Mapping[str, Callable[[], None]] = {

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
-from zfs_sync_agent import branch, execute, observe, plan, record, zfs
+from zfs_sync_agent import branch, execute, judge, observe, pairing, plan, record, rotating, zfs
 from zfs_sync_agent.branch import Branch
 from zfs_sync_agent.errors import NoAnswer, SyncError
 from zfs_sync_agent.execute import Run, Worker
 from zfs_sync_agent.model import ROOT, Names, SourceView, TargetView, Tree
-from zfs_sync_agent.plan import Knowledge
 from zfs_sync_agent.record import Lock
+from zfs_sync_agent.rotating import Knowledge
 from zfs_sync_agent.transport import Answer
 
 Patch = pytest.MonkeyPatch
@@ -56,7 +56,7 @@ def defect(
 @defect("datasets are paired by name", "I5", "a renamed child")
 def _(patch: Patch) -> None:
     patch.setattr(
-        plan, "pair", lambda here, there: {n: n for n in here.datasets if n in there.datasets}
+        pairing, "pair", lambda here, there: {n: n for n in here.datasets if n in there.datasets}
     )
 
 
@@ -68,21 +68,21 @@ def _(patch: Patch) -> None:
             (dataset.snapshots[n] for n in ("sent",) if n in dataset.snapshots and n in held), None
         )
 
-    patch.setattr(plan, "newest_common", common)
+    patch.setattr(pairing, "newest_common", common)
 
 
 @defect("the target is rotated by name", "I1", "B left, target rotated")
 def _(patch: Patch) -> None:
-    def rotate(_source: Tree, target: TargetView, goal: str, *_: Any) -> plan.Rotation:
+    def rotate(_source: Tree, target: TargetView, goal: str, *_: Any) -> rotating.Rotation:
         assert target.tree is not None
         changes = []
         if "sent" in target.tree.datasets[ROOT].snapshots:
             changes.append(zfs.destroy_snapshot(target.dst, "sent", recursive=True))
         if goal in target.tree.datasets[ROOT].snapshots:
             changes.append(zfs.rename_snapshot(target.dst, goal, "sent", recursive=True))
-        return plan.Rotation((), tuple(changes))
+        return rotating.Rotation((), tuple(changes))
 
-    patch.setattr(plan, "rotate_target", rotate)
+    patch.setattr(rotating, "rotate_target", rotate)
 
 
 @defect("B that an earlier run left is taken anew", "I2", "B left, target has B")
@@ -93,7 +93,7 @@ def _(patch: Patch) -> None:
         self: Run, source: SourceView, abreast: Any, joining: Any, *, leftover: bool
     ) -> SourceView:
         if leftover and abreast:
-            for step in plan._Listing(source.tree, recursive=True).destroy(
+            for step in rotating.Listing(source.tree, recursive=True).destroy(
                 "tosend", set(source.tree.guids("tosend"))
             ):
                 branch.change(self.context, self.side, step)
@@ -112,7 +112,7 @@ def _(patch: Patch) -> None:
 
 @defect("the target is not listed after a receive", "I3", "in sync", "misled")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "unproven", lambda *_: [])
+    patch.setattr(pairing, "unproven", lambda *_: [])
 
 
 @defect("exit status 0 is taken for the truth", "I3", "in sync", "misled")
@@ -195,23 +195,23 @@ def _(patch: Patch) -> None:
 
 @defect("a target that was not proven holds nothing", "I2", "lagging")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_assumed_names", lambda *_: set())
+    patch.setattr(rotating, "_assumed_names", lambda *_: set())
 
 
 @defect("what a listing shows is not kept", "I2", "A half destroyed, one lags")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_held_names", lambda *_: set())
+    patch.setattr(rotating, "_held_names", lambda *_: set())
 
 
 @defect("B is not kept for a target that may hold it", "I2", "both in sync", "killed")
 def _(patch: Patch) -> None:
-    needs = plan.needs
+    needs = rotating.needs
 
     def less(source: Any, names: Any, known: Mapping[str, Knowledge], **words: bool) -> Any:
         known = {n: replace(k, may_hold_goal=False) for n, k in known.items()}
         return needs(source, names, known, **{**words, "leftover": False})
 
-    patch.setattr(plan, "needs", less)
+    patch.setattr(rotating, "needs", less)
 
 
 @defect("zfs_sync:retained is not written", "I5", "A kept on the source, B not renamed")
@@ -221,13 +221,13 @@ def _(patch: Patch) -> None:
 
 @defect("A is renamed before the property names it", "I2", "one is ahead of B", "killed")
 def _(patch: Patch) -> None:
-    finish = plan.finish_source
+    finish = rotating.finish_source
 
-    def late(source: SourceView, *args: Any, **words: Any) -> plan.Finish:
+    def late(source: SourceView, *args: Any, **words: Any) -> rotating.Finish:
         done = finish(source, *args, **words)
         return replace(done, retained=dict(source.retained))
 
-    patch.setattr(plan, "finish_source", late)
+    patch.setattr(rotating, "finish_source", late)
 
 
 @defect("@sent is destroyed on the target before B is sent", "I1", "in sync")
@@ -239,7 +239,7 @@ def _(patch: Patch) -> None:
         if target.tree is None or not planned.streams or planned.again:
             return planned
         held = set(target.tree.guids("sent"))
-        steps = plan._Listing(target.tree, recursive=True).destroy("sent", held)
+        steps = rotating.Listing(target.tree, recursive=True).destroy("sent", held)
         return replace(planned, before=(*planned.before, *steps))
 
     patch.setattr(plan, "plan_branch", early)
@@ -253,7 +253,7 @@ def _(patch: Patch) -> None:
         planned = make(source, target, *args, **words)
         if target.tree is None or planned.again:
             return planned
-        listing = plan._Listing(target.tree, recursive=True)
+        listing = rotating.Listing(target.tree, recursive=True)
         held = set(target.tree.guids("tosend"))
         return (
             replace(planned, before=(*listing.destroy("tosend", held), *planned.before))
@@ -270,7 +270,7 @@ def _(patch: Patch) -> None:
         root = source.tree.datasets[ROOT].snapshots
         if "sent" not in root and "tosend" in root:
             held = set(source.tree.guids("tosend"))
-            for step in plan._Listing(source.tree, recursive=True).destroy("tosend", held):
+            for step in rotating.Listing(source.tree, recursive=True).destroy("tosend", held):
                 branch.change(self.context, self.side, step)
         return self._observe_source()
 
@@ -285,12 +285,12 @@ def _(patch: Patch) -> None:
         root = source.tree.datasets[ROOT].snapshots
         return names.sent not in root and names.tosend in root
 
-    patch.setattr(plan, "is_half_rotated", half)
+    patch.setattr(judge, "is_half_rotated", half)
 
 
 @defect("a target's rotation that was cut is not finished", "I5", "both in sync", "lost")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_half_rotated", lambda *_: ())
+    patch.setattr(rotating, "half_rotated", lambda *_: ())
 
 
 @defect("after a failure only own names are listed", "I5", "joined", "lost")
@@ -307,18 +307,18 @@ def _(patch: Patch) -> None:
 
 @defect("a join that was overtaken is sent again", "I5", "a join was overtaken")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "is_stale_join", lambda *_: False)
+    patch.setattr(judge, "is_stale_join", lambda *_: False)
 
 
 @defect("an older B is sent to a target that is ahead of it", "I5", "one lags", "killed")
 def _(patch: Patch) -> None:
-    role = plan.role
+    role = judge.role
 
-    def behind(*args: Any) -> plan.Role:
+    def behind(*args: Any) -> judge.Role:
         found = role(*args)
-        return plan.Role.ABREAST if found is plan.Role.AHEAD else found
+        return judge.Role.ABREAST if found is judge.Role.AHEAD else found
 
-    patch.setattr(plan, "role", behind)
+    patch.setattr(judge, "role", behind)
 
 
 @defect("a snapshot that is held ends the rotation", "I5", "A is held on the source")
@@ -349,7 +349,7 @@ def _worker_without_lock(self: Run, target: Any) -> Worker:
 
 @defect("the mark of a replica is ignored", "I7", "another source's replica")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_check_mark", lambda *_: None)
+    patch.setattr(judge, "_check_mark", lambda *_: None)
 
 
 @defect("on_divergence = refuse is ignored", "I7", "written to, and to be asked")
@@ -367,7 +367,7 @@ def _(patch: Patch) -> None:
 @defect("-r hits what is not in the tree", "I7", "a foreign child")
 def _(patch: Patch) -> None:
     patch.setattr(
-        plan._Listing,
+        rotating.Listing,
         "_is_whole",
         lambda self, _name, datasets: self.recursive and ROOT in datasets,
     )
@@ -387,7 +387,7 @@ def _(patch: Patch) -> None:
 
 @defect("an own name is enough, without zfs_sync:rid", "I7", "someone's @tosend on the source")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "check_source", lambda *_: None)
+    patch.setattr(judge, "check_source", lambda *_: None)
 
 
 @defect("on the target, too, an own name is enough", "I7", "a foreign child")
@@ -459,19 +459,19 @@ def _(patch: Patch) -> None:
 
 @defect("a standby sends", "I7", "this node stands by")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "is_standby", lambda *_: False)
+    patch.setattr(judge, "is_standby", lambda *_: False)
 
 
 @defect("a target that is a source itself is written to", "I7", "the target is the source")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_check_is_no_source", lambda *_: None)
+    patch.setattr(judge, "_check_is_no_source", lambda *_: None)
 
 
 @defect("a replica that is gone is a new target", "I7", "the replica is gone")
 def _(patch: Patch) -> None:
-    check = plan.check_target
+    check = judge.check_target
     patch.setattr(
-        plan,
+        judge,
         "check_target",
         lambda *args, **words: check(*args, **{**words, "known": False}),
     )
@@ -479,7 +479,7 @@ def _(patch: Patch) -> None:
 
 @defect("a broken chain is mended by a full stream", "I7", "no common snapshot")
 def _(patch: Patch) -> None:
-    check = plan.check_target
+    check = judge.check_target
     make = plan.plan_branch
 
     def careless(source: SourceView, target: TargetView, *args: Any, **words: Any) -> None:
@@ -491,22 +491,23 @@ def _(patch: Patch) -> None:
     ) -> plan.Branch:
         if (
             target.tree is not None
-            and plan.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT]) is None
+            and pairing.newest_common(source.tree.datasets[ROOT], target.tree.datasets[ROOT])
+            is None
         ):
             step = zfs.destroy_dataset(target.dst, "chain broken")
             new = make(source, replace(target, tree=None), resource, who, goal, **words)
             return replace(new, before=(step, *new.before))
         return make(source, target, resource, who, goal, **words)
 
-    patch.setattr(plan, "check_target", careless)
+    patch.setattr(judge, "check_target", careless)
     patch.setattr(plan, "plan_branch", full)
 
 
 @defect("a source that was rolled back is followed", "I7", "the source was rolled back")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "lost_on_source", lambda *_: None)
+    patch.setattr(pairing, "lost_on_source", lambda *_: None)
 
 
 @defect("a dataset that is being received is taken for somebody's", "why", "first sync", "killed")
 def _(patch: Patch) -> None:
-    patch.setattr(plan, "_check_not_in_flight", lambda *_: None)
+    patch.setattr(judge, "check_not_in_flight", lambda *_: None)

@@ -17,9 +17,8 @@ from zfs_sync_agent import branch, execute, observe, record
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import SyncError
 from zfs_sync_agent.execute import Outcome, Settings, Worker
-from zfs_sync_agent.model import Names
+from zfs_sync_agent.model import Identity, Names
 from zfs_sync_agent.observe import Side
-from zfs_sync_agent.plan import Identity
 from zfs_sync_agent.record import Lock, Record
 from zfs_sync_agent.transport import Answer, Shell
 

@@ -9,6 +9,7 @@ from check_zfs_sync.service import SyncResource, Target
 from zfs_sync_agent.model import (
     Capabilities,
     Dataset,
+    Identity,
     Names,
     Snapshot,
     SourceView,
@@ -16,7 +17,6 @@ from zfs_sync_agent.model import (
     Tree,
     parse_nodes,
 )
-from zfs_sync_agent.plan import Identity
 
 SRC, DST = "osol1_z3_root/data", "osol2_z3_root/copy"
 WHO = Identity("osol1", "z3", "sync#1")

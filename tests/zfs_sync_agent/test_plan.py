@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from check_zfs_sync.statefile import State, TargetState, format_state
-from zfs_sync_agent import plan, zfs
+from zfs_sync_agent import judge, pairing, plan, rotating, zfs
 from zfs_sync_agent.errors import BrokenChain, CommandFailed, Refused, StandbyFor, SyncError
+from zfs_sync_agent.judge import Role
 from zfs_sync_agent.model import Names, Snapshot, SourceView, TargetView, Tree
-from zfs_sync_agent.plan import Branch, Knowledge, Role
+from zfs_sync_agent.plan import Branch
+from zfs_sync_agent.rotating import Knowledge
 
 from .notation import DST, EPOCH, NAMES, SRC, WHO, resource, source, target, tree
 
@@ -58,19 +60,19 @@ def sends(branch: Branch, held: Mapping[str, str], *, root: str = SRC) -> list[s
 
 
 def test_datasets_are_paired_by_name_where_nothing_else_is_known() -> None:
-    pairs = plan.pair(tree("s", {"": "", "a": ""}), tree("d", {"": "", "a": "", "b": ""}))
+    pairs = pairing.pair(tree("s", {"": "", "a": ""}), tree("d", {"": "", "a": "", "b": ""}))
     assert pairs == {"": "", "a": "a"}
 
 
 def test_a_renamed_child_is_paired_by_guid() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "new": "sent:2"}), tree("d", {"": "sent:1", "old": "sent:2"})
     )
     assert pairs == {"": "", "new": "old"}
 
 
 def test_children_that_swapped_names_are_paired_by_guid() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2", "b": "sent:3"}),
         tree("d", {"": "sent:1", "a": "sent:3", "b": "sent:2"}),
     )
@@ -78,7 +80,7 @@ def test_children_that_swapped_names_are_paired_by_guid() -> None:
 
 
 def test_a_child_that_moved_below_another_is_paired_by_guid() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2", "a/b": "sent:3"}),
         tree("d", {"": "sent:1", "a": "sent:2", "b": "sent:3"}),
     )
@@ -86,7 +88,7 @@ def test_a_child_that_moved_below_another_is_paired_by_guid() -> None:
 
 
 def test_a_child_born_after_the_base_is_not_the_old_one_of_its_name() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1 tosend:5", "a": "tosend:6 born=4"}),
         tree("d", {"": "sent:1", "a": "sent:2"}),
     )
@@ -94,14 +96,14 @@ def test_a_child_born_after_the_base_is_not_the_old_one_of_its_name() -> None:
 
 
 def test_a_child_older_than_the_base_is_the_one_of_its_name_whatever_it_holds() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:3", "a": "sent:4 born=2"}), tree("d", {"": "sent:3", "a": "sent:9"})
     )
     assert pairs == {"": "", "a": "a"}
 
 
 def test_of_two_datasets_with_common_guids_the_one_of_the_same_name_is_it() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2 tosend:3"}),
         tree("d", {"": "sent:1", "a": "sent:2", "copy": "x:3"}),
     )
@@ -109,7 +111,7 @@ def test_of_two_datasets_with_common_guids_the_one_of_the_same_name_is_it() -> N
 
 
 def test_the_newest_guid_decides_where_a_renamed_child_is() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2 tosend:3"}),
         tree("d", {"": "sent:1", "b": "sent:2", "c": "sent:3"}),
     )
@@ -117,14 +119,14 @@ def test_the_newest_guid_decides_where_a_renamed_child_is() -> None:
 
 
 def test_a_dataset_without_our_mark_is_no_renamed_child() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2"}), tree("d", {"": "sent:1", "clone": "sent:2!"})
     )
     assert "a" not in pairs
 
 
 def test_two_datasets_are_never_paired_with_the_same_one() -> None:
-    pairs = plan.pair(
+    pairs = pairing.pair(
         tree("s", {"": "sent:1", "a": "sent:2", "b": "sent:3"}),
         tree("d", {"": "sent:1", "b": "x:2 y:3"}),
     )
@@ -132,7 +134,7 @@ def test_two_datasets_are_never_paired_with_the_same_one() -> None:
 
 
 def test_without_a_root_on_the_target_the_root_has_no_pair() -> None:
-    assert "" not in plan.pair(tree("s", {"": "sent:1"}), tree("d", {}))
+    assert "" not in pairing.pair(tree("s", {"": "sent:1"}), tree("d", {}))
 
 
 # --- how a dataset stands ---------------------------------------------------------------------
@@ -153,25 +155,27 @@ def test_without_a_root_on_the_target_the_root_has_no_pair() -> None:
 def test_a_dataset_stands_where_its_guids_are(
     held: str, there: str, common: str | None, *, has_goal: bool
 ) -> None:
-    (stand,) = plan.stands(tree("s", {"": held}), tree("d", {"": there}), "tosend")
+    (stand,) = pairing.stands(tree("s", {"": held}), tree("d", {"": there}), "tosend")
     name = stand.common.name if stand.common else None
     assert (stand.target, name, stand.has_goal) == ("", common, has_goal)
 
 
 def test_only_datasets_that_hold_the_goal_are_of_its_tree() -> None:
-    found = plan.stands(
+    found = pairing.stands(
         tree("s", {"": AB, "a": AB, "late": "born=9"}), tree("d", {"": "sent:1"}), "tosend"
     )
     assert [stand.relative for stand in found] == ["", "a"]
 
 
 def test_before_the_goal_is_taken_every_dataset_is_of_its_tree() -> None:
-    found = plan.stands(tree("s", {"": "sent:1", "a": ""}), tree("d", {"": "sent:1"}), "tosend")
+    found = pairing.stands(tree("s", {"": "sent:1", "a": ""}), tree("d", {"": "sent:1"}), "tosend")
     assert [(stand.relative, stand.has_goal) for stand in found] == [("", False), ("a", False)]
 
 
 def test_a_dataset_that_is_not_there_has_no_target() -> None:
-    found = plan.stands(tree("s", {"": AB, "a": "tosend:9"}), tree("d", {"": "sent:1"}), "tosend")
+    found = pairing.stands(
+        tree("s", {"": AB, "a": "tosend:9"}), tree("d", {"": "sent:1"}), "tosend"
+    )
     assert found[1].target is None
 
 
@@ -180,18 +184,18 @@ def test_a_dataset_that_is_not_there_has_no_target() -> None:
 
 def test_nothing_is_unclear_where_every_dataset_has_a_base() -> None:
     held = {"": "sent:1", "a": "sent:2"}
-    assert plan.unclear(tree("s", held), tree("d", held), WHO) == ([], [])
+    assert pairing.unclear(tree("s", held), tree("d", held), WHO) == ([], [])
 
 
 def test_a_pair_without_a_common_snapshot_is_unclear_on_both_sides() -> None:
-    found = plan.unclear(
+    found = pairing.unclear(
         tree("s", {"": "sent:1", "a": "sent:2"}), tree("d", {"": "sent:1", "a": "sent:3"}), WHO
     )
     assert found == (["a"], ["a"])
 
 
 def test_a_dataset_without_pair_on_the_target_makes_the_unpaired_of_the_source_unclear() -> None:
-    found = plan.unclear(
+    found = pairing.unclear(
         tree("s", {"": "sent:5", "new": "tosend:9 born=8"}),
         tree("d", {"": "sent:5", "old": "sent:2"}),
         WHO,
@@ -200,12 +204,12 @@ def test_a_dataset_without_pair_on_the_target_makes_the_unpaired_of_the_source_u
 
 
 def test_a_child_that_is_new_on_the_source_is_not_unclear() -> None:
-    found = plan.unclear(tree("s", {"": "sent:1", "a": ""}), tree("d", {"": "sent:1"}), WHO)
+    found = pairing.unclear(tree("s", {"": "sent:1", "a": ""}), tree("d", {"": "sent:1"}), WHO)
     assert found == ([], [])
 
 
 def test_what_was_listed_deeply_is_not_unclear_again() -> None:
-    found = plan.unclear(
+    found = pairing.unclear(
         tree("s", {"": "sent:1 complete"}), tree("d", {"": "sent:2 complete", "x": "complete"}), WHO
     )
     assert found == ([], [])
@@ -215,7 +219,7 @@ def test_what_was_listed_deeply_is_not_unclear_again() -> None:
 
 
 def test_the_goal_is_proven_under_any_name_in_any_dataset() -> None:
-    proof = plan.unproven(
+    proof = pairing.unproven(
         tree("s", {"": "tosend:1", "a": "tosend:2"}), tree("d", {"": "x:1", "old": "y:2"}), "tosend"
     )
     assert proof == []
@@ -223,11 +227,11 @@ def test_the_goal_is_proven_under_any_name_in_any_dataset() -> None:
 
 def test_a_dataset_whose_guid_is_not_listed_is_unproven() -> None:
     held = tree("s", {"": "tosend:1", "a": "tosend:2"})
-    assert plan.unproven(held, tree("d", {"": "tosend:1", "a": "tosend:3"}), "tosend") == ["a"]
+    assert pairing.unproven(held, tree("d", {"": "tosend:1", "a": "tosend:3"}), "tosend") == ["a"]
 
 
 def test_nothing_is_proven_where_there_is_no_target() -> None:
-    assert plan.unproven(tree("s", {"": "tosend:1"}), None, "tosend") == [""]
+    assert pairing.unproven(tree("s", {"": "tosend:1"}), None, "tosend") == [""]
 
 
 # --- the source -------------------------------------------------------------------------------
@@ -235,36 +239,36 @@ def test_nothing_is_proven_where_there_is_no_target() -> None:
 
 def test_a_source_with_own_snapshots_passes() -> None:
     held = {"": f"sent:1 tosend:2 {kept(3)}:3 by_hand:4!", "a": "sent:5"}
-    plan.check_source(source(held), NAMES, WHO)
+    judge.check_source(source(held), NAMES, WHO)
 
 
 @pytest.mark.parametrize("name", ["sent", "tosend", "tosend.osol2", kept(7)])
 def test_a_foreign_snapshot_under_an_own_name_breaks_the_chain(name: str) -> None:
     with pytest.raises(BrokenChain, match=re.escape(f"{SRC}@{name} on osol1 is not one")):
-        plan.check_source(source({"": f"{name}:7!"}), NAMES, WHO)
+        judge.check_source(source({"": f"{name}:7!"}), NAMES, WHO)
 
 
 def test_an_intent_without_its_root_is_an_intent_of_nothing() -> None:
     with pytest.raises(BrokenChain, match=f"{SRC}/a@tosend"):
-        plan.check_source(source({"": "sent:1", "a": "sent:2 tosend:3"}), NAMES, WHO)
+        judge.check_source(source({"": "sent:1", "a": "sent:2 tosend:3"}), NAMES, WHO)
 
 
 def test_the_advice_for_a_foreign_snapshot_can_be_pasted() -> None:
     held = source({"": "sent:1!", "a": "sent:2!"})
     with pytest.raises(BrokenChain) as raised:
-        plan.check_source(held, NAMES, WHO)
+        judge.check_source(held, NAMES, WHO)
     assert f"zfs destroy -r {SRC}@sent;" in raised.value.hint
 
 
 def test_the_advice_for_one_foreign_child_spares_the_others() -> None:
     held = source({"": "sent:1", "a": "sent:2!"})
     with pytest.raises(BrokenChain) as raised:
-        plan.check_source(held, NAMES, WHO)
+        judge.check_source(held, NAMES, WHO)
     assert f"zfs destroy {SRC}/a@sent;" in raised.value.hint
 
 
 def test_a_prefix_leaves_the_plain_names_to_others() -> None:
-    plan.check_source(source({"": "sent:1! tosend:2!"}), Names("two."), WHO)
+    judge.check_source(source({"": "sent:1! tosend:2!"}), Names("two."), WHO)
 
 
 @pytest.mark.parametrize(
@@ -283,26 +287,26 @@ def test_a_prefix_leaves_the_plain_names_to_others() -> None:
 def test_a_source_with_b_alone_is_half_rotated_if_b_arrived(
     held: str, there: Mapping[str, str] | None, *, answer: bool
 ) -> None:
-    assert plan.is_half_rotated(source({"": held}), [target(there)], NAMES) is answer
+    assert judge.is_half_rotated(source({"": held}), [target(there)], NAMES) is answer
 
 
 def test_b_on_the_root_alone_is_a_first_sync_that_was_cut() -> None:
     held = source({"": "tosend:1", "a": "tosend:2"})
-    assert not plan.is_half_rotated(held, [target({"": "tosend:1"}, mark=None)], NAMES)
+    assert not judge.is_half_rotated(held, [target({"": "tosend:1"}, mark=None)], NAMES)
 
 
 def test_b_on_one_of_two_targets_is_enough() -> None:
     views = [target({"": "sent:1"}), target({"": "sent:2"}, node="osol3")]
-    assert plan.is_half_rotated(source({"": "tosend:2"}), views, NAMES)
+    assert judge.is_half_rotated(source({"": "tosend:2"}), views, NAMES)
 
 
 def test_the_replica_of_this_resource_is_a_standby() -> None:
-    assert plan.is_standby(source({"": ""}, replica_of="osol2/z3/sync#1"), WHO)
+    assert judge.is_standby(source({"": ""}, replica_of="osol2/z3/sync#1"), WHO)
 
 
 @pytest.mark.parametrize("mark", [None, "osol2/z3/sync#2", "osol2/other/sync#1"])
 def test_a_replica_of_another_resource_may_be_sent_on(mark: str | None) -> None:
-    assert not plan.is_standby(source({"": ""}, replica_of=mark), WHO)
+    assert not judge.is_standby(source({"": ""}, replica_of=mark), WHO)
 
 
 # --- the target's root ------------------------------------------------------------------------
@@ -326,13 +330,13 @@ def state_text(sender: str, dst: str) -> str:
     ids=["none", "empty", "torn", "ours", "the target's own", "same dst"],
 )
 def test_a_state_file_that_contradicts_nothing_lets_pass(text: str | None) -> None:
-    plan.check_state_owner(target({"": ""}, state_text=text), WHO)
+    judge.check_state_owner(target({"": ""}, state_text=text), WHO)
 
 
 def test_a_state_file_of_another_source_and_dst_is_refused() -> None:
     there = target({"": ""}, state_text=state_text("other", "elsewhere/data"))
     with pytest.raises(Refused) as raised:
-        plan.check_state_owner(there, WHO)
+        judge.check_state_owner(there, WHO)
     reason = raised.value.reason
     assert all(one in reason for one in ("z3/sync#1", "other", "elsewhere/data", "osol1", DST))
 
@@ -340,7 +344,7 @@ def test_a_state_file_of_another_source_and_dst_is_refused() -> None:
 def check(
     held: SourceView, there: TargetView, *, known: bool = False, consent: bool = False
 ) -> None:
-    plan.check_target(held, there, WHO, NAMES, known=known, consent=consent)
+    judge.check_target(held, there, WHO, NAMES, known=known, consent=consent)
 
 
 def refusal(held: SourceView, there: TargetView, *, known: bool = False) -> SyncError:
@@ -432,7 +436,7 @@ def test_a_source_that_never_sent_stands_by_for_a_peer() -> None:
     who = replace(WHO, peers=frozenset({"osol9"}))
     there = target({"": "sent:1"}, mark="osol9/z3/sync#1")
     with pytest.raises(StandbyFor):
-        plan.check_target(source({"": "sent:1"}), there, who, NAMES, known=False, consent=False)
+        judge.check_target(source({"": "sent:1"}), there, who, NAMES, known=False, consent=False)
 
 
 def taken_here(view: Tree) -> Tree:
@@ -454,7 +458,7 @@ def test_a_source_that_sent_before_refuses_a_peer() -> None:
     held = source({"": "sent:1"})
     there = target({"": "sent:1"}, mark="osol9/z3/sync#1")
     with pytest.raises(Refused, match="is the replica of osol9"):
-        plan.check_target(
+        judge.check_target(
             replace(held, tree=taken_here(held.tree)), there, who, NAMES, known=True, consent=False
         )
 
@@ -488,18 +492,18 @@ CARRIED = {f"{SRC}/www": "/srv/www"}
 
 def test_a_mountpoint_that_the_target_uses_is_refused_and_named() -> None:
     with pytest.raises(Refused, match=r"/srv/www, which dst/www uses") as raised:
-        plan.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), resource())
+        judge.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), resource())
     assert "-x mountpoint" in raised.value.hint
 
 
 def test_a_mountpoint_that_nobody_uses_is_carried() -> None:
-    plan.check_mounts(CARRIED, {"/srv": "dst/www"}, target(None), resource())
+    judge.check_mounts(CARRIED, {"/srv": "dst/www"}, target(None), resource())
 
 
 @pytest.mark.parametrize("options", [("-x", "mountpoint"), ("-o", "mountpoint=none")])
 def test_a_mountpoint_that_is_left_out_is_no_matter(options: tuple[str, ...]) -> None:
     there = resource(receive_options=options)
-    plan.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), there)
+    judge.check_mounts(CARRIED, {"/srv/www": "dst/www"}, target(None), there)
 
 
 # --- abreast or joining -----------------------------------------------------------------------
@@ -525,7 +529,7 @@ def test_a_mountpoint_that_is_left_out_is_no_matter(options: tuple[str, ...]) ->
 def test_the_role_of_a_target_follows_from_its_base(
     held: str, there: Mapping[str, str] | None, role: Role
 ) -> None:
-    assert plan.role(source({"": held}), target(there), NAMES) is role
+    assert judge.role(source({"": held}), target(there), NAMES) is role
 
 
 def test_a_base_of_the_same_second_and_txg_as_a_is_abreast() -> None:
@@ -536,7 +540,7 @@ def test_a_base_of_the_same_second_and_txg_as_a_is_abreast() -> None:
     there = target({"": "sent:7"})
     datasets = {"": type(root)("", 0, 0, None, snapshots)}
     view = SourceView(type(held.tree)(SRC, datasets), None, {}, frozenset(), held.can)
-    assert plan.role(view, there, NAMES) is Role.ABREAST
+    assert judge.role(view, there, NAMES) is Role.ABREAST
 
 
 # --- the first sync ---------------------------------------------------------------------------
@@ -913,13 +917,13 @@ def test_a_broken_child_is_not_rolled_back() -> None:
 
 def test_discard_goes_back_to_the_base_under_the_targets_name_of_it() -> None:
     there = target({"": "by_hand:1"})
-    (stand,) = plan.stands(tree(SRC, ALONE), tree(DST, {"": "by_hand:1"}), "tosend")
+    (stand,) = pairing.stands(tree(SRC, ALONE), tree(DST, {"": "by_hand:1"}), "tosend")
     change = plan.discard(there, resource(), stand, "changed")
     assert (words([change]), change.why.endswith("changed")) == (["rollback dst@by_hand"], True)
 
 
 def test_discard_refuses_without_a_base() -> None:
-    (stand,) = plan.stands(tree(SRC, ALONE), tree(DST, {"": "x:9"}), "tosend")
+    (stand,) = pairing.stands(tree(SRC, ALONE), tree(DST, {"": "x:9"}), "tosend")
     with pytest.raises(Refused, match="no common snapshot"):
         plan.discard(target({"": "x:9"}), resource(), stand, "changed")
 
@@ -971,7 +975,9 @@ def rotation(
     held: Mapping[str, str], there: Mapping[str, str], **options: object
 ) -> tuple[list[str], list[str]]:
     """Return what is marked and the commands."""
-    found = plan.rotate_target(tree(SRC, held), target(there), "tosend", resource(**options), WHO)
+    found = rotating.rotate_target(
+        tree(SRC, held), target(there), "tosend", resource(**options), WHO
+    )
     return [_short([name]) for name in found.marks], words(found.changes)
 
 
@@ -1101,7 +1107,7 @@ def test_a_rotation_without_recursion_leaves_children_alone() -> None:
 def test_a_rotation_with_a_prefix_leaves_the_plain_names_alone() -> None:
     held = tree(SRC, {"": "two.sent:1 two.tosend:2"})
     there = target({"": "sent:8 two.sent:1 two.tosend:2"})
-    found = plan.rotate_target(held, there, "two.tosend", resource(snap_prefix="two."), WHO)
+    found = rotating.rotate_target(held, there, "two.tosend", resource(snap_prefix="two."), WHO)
     assert words(found.changes) == [
         "destroy -r dst@two.sent",
         "rename -r dst@two.tosend dst@two.sent",
@@ -1123,7 +1129,7 @@ def listed(view: TargetView) -> Knowledge:
 def needs(
     held: SourceView, *, leftover: bool = False, rotate: bool = True, **known: Knowledge
 ) -> dict[str, list[str]]:
-    found = plan.needs(held, NAMES, known, leftover=leftover, rotate=rotate)
+    found = rotating.needs(held, NAMES, known, leftover=leftover, rotate=rotate)
     return {name: sorted(nodes) for name, nodes in found.items()}
 
 
@@ -1245,7 +1251,7 @@ def finish(
 ) -> tuple[dict[str, str], list[str], list[str], dict[str, str]]:
     """Return the property meanwhile, the changes, what is dropped, the property afterwards."""
     wanted = {name: frozenset(nodes.split()) for name, nodes in needed.items()}
-    done = plan.finish_source(held, NAMES, wanted, recursive=recursive, rotate=rotate)
+    done = rotating.finish_source(held, NAMES, wanted, recursive=recursive, rotate=rotate)
     return (
         {name: " ".join(sorted(nodes)) for name, nodes in done.retained.items()},
         words(done.changes),
@@ -1346,33 +1352,33 @@ def test_a_child_born_after_b_does_not_hinder_the_rotation() -> None:
 
 def test_a_kept_name_is_that_of_the_topmost_holder() -> None:
     here = tree(SRC, {"": "tosend:9", "b": "sent:4", "a": "sent:3"})
-    assert plan.kept_name(here, NAMES, {"a", "b"}, "sent") == kept(3)
+    assert rotating.kept_name(here, NAMES, {"a", "b"}, "sent") == kept(3)
 
 
 def test_an_own_snapshot_is_renamed_wherever_it_is() -> None:
     here = tree(SRC, {"": "tosend.osol2:1", "a": "tosend.osol2:2", "b": ""})
-    steps = plan.rename_own(here, "tosend.osol2", kept(1), recursive=True)
+    steps = rotating.rename_own(here, "tosend.osol2", kept(1), recursive=True)
     assert words(steps) == [f"rename -r src@tosend.osol2 src@{kept(1)}"]
 
 
 def test_an_own_snapshot_that_only_children_have_is_renamed_one_by_one() -> None:
     here = tree(SRC, {"": "", "a": "tosend.osol2:2", "b": "tosend.osol2:3"})
-    steps = plan.rename_own(here, "tosend.osol2", kept(1), recursive=True)
+    steps = rotating.rename_own(here, "tosend.osol2", kept(1), recursive=True)
     assert len(steps) == 2
 
 
 def test_the_property_keeps_what_another_resource_has_in_it() -> None:
     now = {"two.sent.20100619T122100Z-1": frozenset({"osol9"}), "sent": frozenset({"gone"})}
-    change = plan.retain(SRC, NAMES, {"sent": frozenset({"osol3"})}, now)
+    change = rotating.retain(SRC, NAMES, {"sent": frozenset({"osol3"})}, now)
     assert words([change]) == [
         "set zfs_sync:retained=sent=osol3;two.sent.20100619T122100Z-1=osol9 src"
     ]
 
 
 def test_an_empty_property_is_taken_away() -> None:
-    assert words([plan.retain(SRC, NAMES, {}, {})]) == ["inherit zfs_sync:retained src"]
+    assert words([rotating.retain(SRC, NAMES, {}, {})]) == ["inherit zfs_sync:retained src"]
 
 
 def test_a_child_that_lost_the_goal_is_left_behind_and_one_born_later_is_not() -> None:
     here = tree(SRC, {"": "tosend:5", "a": "sent:1 born=1", "b": "born=6", "c": "tosend:5 born=2"})
-    assert plan.left_behind(here, "tosend") == ["a"]
+    assert pairing.left_behind(here, "tosend") == ["a"]

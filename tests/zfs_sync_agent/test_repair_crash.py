@@ -12,8 +12,7 @@ import pytest
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.mend import DiscardRun, FullRun, InPlaceRun, ResyncRun
-from zfs_sync_agent.model import MARK, RETAINED
-from zfs_sync_agent.plan import Identity
+from zfs_sync_agent.model import MARK, RETAINED, Identity
 
 from .fakerun import run_agent
 from .fakezfs import Action, Dataset, Piece, World, ZfsError
