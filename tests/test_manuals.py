@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from check_zfs_sync import plugin, service
+from tests.zfs_sync_agent.defects import DEFECTS
 from zfs_sync_agent import cli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -137,6 +138,13 @@ def test_page_of_the_scheme_names_only_tests_that_exist() -> None:
     there = {name for text in sources for name in re.findall(r"def (test_\w+)", text)}
     files = {file.stem for file in (REPOSITORY / "tests").rglob("test_*.py")}
     assert named - there - files == set()
+
+
+def test_page_of_the_scheme_names_every_defect_that_the_proof_catches() -> None:
+    text = (REPOSITORY / "man" / "zfs_sync.7").read_text()
+    chapter = text[text.index(".Sh THE PROOF") : text.index(".Sh STATE FILE")]
+    said = {line.rstrip(";.") for line in chapter.splitlines()}
+    assert {defect.name for defect in DEFECTS} <= said
 
 
 @pytest.mark.parametrize("program", ["zfs_sync_agent", "check_zfs_sync"])
