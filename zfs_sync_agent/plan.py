@@ -219,15 +219,17 @@ def _place(
     """Return where a dataset that is not on the target is received: its name, if it can be.
 
     A parent that was created after the goal is not there yet: then it goes below the nearest one
-    that is, and the next stream of the tree moves it by its guid.
+    that is. Another dataset may still have the name. The next stream of the tree moves it by guid.
     """
     parent, _, leaf = name.rpartition("/")
     while parent and parent not in pairs:
         parent = parent.rpartition("/")[0]
     above = pairs.get(parent, parent)
     place = f"{above}/{leaf}" if above else leaf
-    taken = set(target.datasets if target else ()) | set(pairs.values())
-    return f"{place}.{guids.get(name, '')[-6:]}" if place != name and place in taken else place
+    taken = set(pairs.values())  # by what was renamed on the source, and is not yet on the target
+    if place != name:
+        taken |= set(target.datasets if target else ())
+    return f"{place}.{guids.get(name, '')[-6:]}" if place in taken else place
 
 
 def _name_clashes(

@@ -304,6 +304,11 @@ FIRST = (
     ),
     Scenario("a re-created child", lambda: recreated(world(BOTH, BOTH), "a"), full=True),
     Scenario(
+        "a child is lost, another has its new name",
+        lambda: moved(moved(world(THREE, {"": "sent:1", "b": "sent:1"}), "b", "c"), "a", "b"),
+        full=True,
+    ),
+    Scenario(
         "a re-created child with somebody's own name",
         lambda: recreated(world(BOTH, {"": "sent:1", "a": "sent:1 tosend.osol2:2!?"}), "a"),
         full=True,
