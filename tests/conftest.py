@@ -13,6 +13,8 @@ import pytest
 
 pytest_plugins = ["tests.e2e.field"]  # the table of the field's failures
 
+NUMBERS = ("start states", "kill points", "false answers", "runs")
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the numbers of the proof and the table of defects."""
@@ -38,7 +40,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not counts and not caught:
         return
     terminalreporter.section("model proof")
-    numbers = [f"{number} {what}" for what, number in sorted(counts.items())]
+    numbers = [f"{counts[what]} {what}" for what in NUMBERS if what in counts]
     terminalreporter.write_line(", ".join((*numbers, f"{len(violated)} violations")))
     if caught:
         terminalreporter.write_line(f"{len(caught)} seeded defects, each caught by a law:")

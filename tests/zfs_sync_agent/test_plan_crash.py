@@ -92,7 +92,7 @@ def cut_in_turn(events: Sequence[tuple[str, int]]) -> None:
             state.trouble.fuse = state.steps + steps
         else:
             state.trouble.lose = ("osol2", state.steps + steps)
-        proof.COUNTS["points"] += 1
+        proof.COUNTS["kill points"] += 1
         lab.run(state)
     lab.settle(state, f"{events}")
 
