@@ -214,6 +214,15 @@ def _(patch: Patch) -> None:
     patch.setattr(rotating, "needs", less)
 
 
+@defect(
+    "a child that lost the snapshot that is sent is forgotten",
+    "I2",
+    "lagging, a child lost the joining snapshot",
+)
+def _(patch: Patch) -> None:
+    patch.setattr(pairing, "left_behind", lambda *_: [])
+
+
 @defect("zfs_sync:retained is not written", "I5", "A kept on the source, B not renamed")
 def _(patch: Patch) -> None:
     patch.setattr(execute, "set_retained", lambda *_: None)
@@ -421,6 +430,27 @@ def _(patch: Patch) -> None:
         return replace(found, seen=found.ours)
 
     patch.setattr(plan._Gone, "of", classmethod(hasty))
+
+
+@defect(
+    "names that a receive gave pass for those of an earlier run",
+    "I7",
+    "a gone child where a join was cut",
+)
+def _(patch: Patch) -> None:
+    of = plan._Gone.of.__func__  # type: ignore[attr-defined]
+
+    def believing(cls: Any, source: Any, target: Any, resource: Any, who: Any) -> Any:
+        found = of(cls, source, target, resource, who)
+        datasets = target.tree.datasets if target.tree else {}
+        seen = [
+            name
+            for name in found.ours
+            if all(found.names.is_kept(s.name) for s in datasets[name].snapshots.values())
+        ]
+        return replace(found, seen=tuple(seen))
+
+    patch.setattr(plan._Gone, "of", classmethod(believing))
 
 
 @defect("a gone child is destroyed in the second cycle of a run", "I7", "a gone child beside B")
