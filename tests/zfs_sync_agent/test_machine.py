@@ -71,10 +71,11 @@ class Operators(RuleBasedStateMachine):
 
     # --- the agent ------------------------------------------------------------------------------
 
-    @rule()
-    def run(self) -> None:
-        self._log("run")
-        self.lab.run(self.state)
+    @rule(times=st.integers(1, 3))
+    def agent_runs(self, times: int) -> None:
+        for _ in range(times):
+            self._log("run")
+            self.lab.run(self.state)
 
     @rule(after=steps)
     def run_is_killed(self, after: int) -> None:
