@@ -95,11 +95,16 @@ def half_rotated(
         )
     }
     intents = {names.tosend, names.tosend_for(target.node)}
+    known = snapshots_by_guid(source)
 
     def is_cut(twin: Dataset, guid: str) -> bool:
         held = twin.by_guid(guid)
         misnamed = held is not None and held.name != names.sent and names.is_own(held.name)
-        return bool(intents & twin.snapshots.keys()) or (misnamed and names.sent in twin.snapshots)
+        begun = any(
+            twin.snapshots[name].rid is not None or twin.snapshots[name].guid in known
+            for name in intents & twin.snapshots.keys()
+        )
+        return begun or (misnamed and names.sent in twin.snapshots)
 
     cut = any(is_cut(target.tree.datasets[twin], guid) for twin, guid in want.items())
     if not cut or not (target.mark or target.follows):

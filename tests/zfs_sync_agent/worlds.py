@@ -414,6 +414,15 @@ REFUSED = (
         end="refused",
     ),
     Scenario(
+        "lagging, someone's @tosend with data",
+        lambda: world(
+            _both("kept:1 sent:2"),
+            {"": "sent:1 tosend:4!?+", "a": "sent:1"},
+            retained="kept:1=osol2",
+        ),
+        end="refused",
+    ),
+    Scenario(
         "written to, and to be asked",
         lambda: written(world(BOTH, BOTH)),
         {"on_divergence": "refuse"},
