@@ -240,7 +240,10 @@ class Branch:
                 self._roll_back(rollback)
             elif one_by_one:
                 first = self._refusal_of_newer(goal, failure) or first
-                skip.add(next(name for name in missing if name not in skip))
+                left = [name for name in missing if name not in skip]
+                if not left:  # this one arrived, whatever its exit status
+                    return branch, first
+                skip.add(left[0])
             else:
                 one_by_one = True
             branch = self._plan(goal, one_by_one=one_by_one, skip=frozenset(skip))
