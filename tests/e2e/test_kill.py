@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 
 import pytest
 
@@ -22,6 +23,16 @@ pytestmark = pytest.mark.zfs
 EVERYTHING = bool(os.environ.get("KILL_ALL"))
 READINGS = 1  # how many of the commands that only read are kill points
 CHANGES = 5  # how many of those that change something
+ALL_CASES = list(product(("full", "incremental"), ("one_target", "two_targets"), WAYS))
+# Each kind, each way and each number of targets twice or more.
+CASES = [
+    ("full", "one_target", FAMILY),
+    ("full", "two_targets", RECEIVER),
+    ("incremental", "one_target", AGENT),
+    ("incremental", "one_target", RECEIVER),
+    ("incremental", "two_targets", AGENT),
+    ("incremental", "two_targets", FAMILY),
+]
 TRANSFERS = 4 if EVERYTHING else 1  # how many random bytes per way to kill
 
 
@@ -49,9 +60,7 @@ def chosen_points(chain: Chain, way: str) -> list[Point]:
     return [p for n, p in enumerate([*changing, *reading], 1) if only in {None, str(n)}]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("targets", ["one_target", "two_targets"])
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize(("kind", "targets", "way"), ALL_CASES if EVERYTHING else CASES)
 def test_a_run_killed_around_any_command_is_mended_by_the_next(chain: Chain, way: str) -> None:
     targets = chain.world.targets
     for point in chosen_points(chain, way):
