@@ -112,6 +112,7 @@ def main(osol1: Node, osol2: Node) -> None:
     run(osol1, advice(block, r"zfs_sync_agent .* syncfull"), has="takes the place of")
     run(osol1, "check_zfs_sync", has="OK")
     run(osol2, "check_zfs_sync --verify", has="OK")
+    run(osol1, "zfs_sync_agent syncupdate")
     run(osol1, "zfs_sync_agent -v syncupdate", has=INCREMENTAL)
 
 
