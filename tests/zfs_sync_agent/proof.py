@@ -154,17 +154,23 @@ class Lab:
         away: list[set[str]] = [set()]
         away += [{node} for node in self.nodes] if len(self.nodes) > 1 else []
         for fuse, down in itertools.product(range(self.length()[0] + 1), away):
-            for linger in (False, True):
-                state = self.start()
-                state.trouble.fuse = fuse
-                self.run(state)
-                if linger and not state.unfinished:
-                    continue
+            cut = self._killed_once(fuse, down, linger=False)
+            yield ""
+            if cut:
+                self._killed_once(fuse, down, linger=True)
                 yield ""
-                state.mend()
-                state.trouble.down = down
-                self.run(state, linger=linger)
-                self.settle(state, f"killed after {fuse}, then away {down}")
+
+    def _killed_once(self, fuse: int, down: set[str], *, linger: bool) -> bool:
+        """Tell whether a dataset was being received when the run was killed."""
+        state = self.start()
+        state.trouble.fuse = fuse
+        self.run(state)
+        cut = bool(state.unfinished)
+        state.mend()
+        state.trouble.down = set(down)
+        self.run(state, linger=linger)
+        self.settle(state, f"killed after {fuse}, then away {down}")
+        return cut
 
     def lost(self) -> Iterator[str]:
         """Let each target stop answering at each step, for one run and for another."""
@@ -189,18 +195,17 @@ class Lab:
 
     def orphaned(self) -> Iterator[str]:
         """Kill a run in the midst of a transfer, which goes on without it."""
-        for fuse, pace in itertools.product(
-            range(self.length()[0] + 1), ("before", "beside", "after")
-        ):
-            state = self.start()
-            self.orphan(state, fuse, pace)
-            if state.orphan is None:
-                continue
-            yield ""
-            if pace == "before":
-                state.let_orphan()
-            self.run(state)
-            self.settle(state, f"killed after {fuse}, the transfer goes on, {pace}")
+        for fuse in range(self.length()[0] + 1):
+            for pace in ("before", "beside", "after"):
+                state = self.start()
+                self.orphan(state, fuse, pace)
+                if state.orphan is None:
+                    break  # it was not sending
+                yield ""
+                if pace == "before":
+                    state.let_orphan()
+                self.run(state)
+                self.settle(state, f"killed after {fuse}, the transfer goes on, {pace}")
 
     def misled(self) -> Iterator[str]:
         """Let one command say what is not true, or nothing."""
