@@ -100,6 +100,28 @@ class Operators(RuleBasedStateMachine):
         self.lab.run(self.state)
         self.state.trouble.lose = None
 
+    @rule(number=st.integers(1, 3), lie=st.booleans())
+    def transfer_has_a_gap_or_a_false_status(self, number: int, lie: bool) -> None:
+        self._log(f"transfer {number}, {lie=}")
+        trouble, count = self.state.trouble, self.state.transfers + number
+        trouble.lie, trouble.gap = (count, None) if lie else (None, count)
+        self.lab.run(self.state)
+        trouble.lie = trouble.gap = None
+
+    @rule(node=sides, number=st.integers(1, 4))
+    def something_cannot_be_read(self, node: str, number: int) -> None:
+        self._log(f"{node}: reading {number}")
+        self.state.trouble.blind = (node, self.state.readings.get(node, 0) + number)
+        self.lab.run(self.state)
+        self.state.trouble.blind = None
+
+    @rule(node=nodes)
+    def pool_is_away_for_a_run(self, node: str) -> None:
+        self._log(f"{node}: exported")
+        self.state.trouble.exported.add(node)
+        self.lab.run(self.state)
+        self.state.trouble.exported.discard(node)
+
     @rule(node=nodes)
     def node_goes_down(self, node: str) -> None:
         self.state.trouble.down.add(node)
