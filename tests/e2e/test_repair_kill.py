@@ -23,7 +23,7 @@ from tests.lab import Node
 pytestmark = pytest.mark.zfs
 
 # KILL_ALL=1 leaves no kill point out.
-POINTS = None if os.environ.get("KILL_ALL") else 3
+POINTS = None if os.environ.get("KILL_ALL") else 2
 CHANGING = {
     *("set", "inherit", "rename", "clone", "promote", "receive", "destroy", "rollback", "snapshot"),
 }
