@@ -312,11 +312,13 @@ def needs(
             wanted = _assumed_names(source, names, node) | ({names.tosend} if begun else set())
         for name in wanted:
             found.setdefault(name, set()).add(node)
-    if not rotate:  # A and B stay as they are; the property need not name them
+    if not rotate:
+        # A and B stay as they are. Who is not in the property counts as holding A, so it has to
+        # name A only for those that it names for something else.
         found.pop(names.tosend, None)
-        found[names.sent] = found.get(names.sent, set()) & source.retained.get(
-            names.sent, frozenset()
-        )
+        named = {node for name, nodes in found.items() if name != names.sent for node in nodes}
+        named |= source.retained.get(names.sent, frozenset())
+        found[names.sent] = found.get(names.sent, set()) & named
     return {name: frozenset(nodes) for name, nodes in found.items() if nodes}
 
 

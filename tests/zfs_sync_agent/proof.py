@@ -234,6 +234,14 @@ class Lab:
                 self.run(state)
                 yield ""
                 self.settle(state, f"{node} {trouble}")
+        for node in self.nodes if len(self.nodes) > 1 else []:
+            state = self.start()
+            state.trouble.down = set(self.nodes)
+            self.run(state)
+            yield ""
+            state.trouble.down = {node}
+            self.run(state)
+            self.settle(state, f"nobody answered, then all but {node}")
 
 
 FAULTS: dict[str, Callable[[Lab], Iterator[str]]] = {

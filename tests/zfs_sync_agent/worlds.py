@@ -272,6 +272,24 @@ CUT = (
         ),
     ),
     Scenario(
+        "cut before A was kept, one may hold it",
+        lambda: world(
+            _both("kept:1 sent:2 tosend:3"),
+            _both("sent:1 tosend:2"),
+            _both("sent:3"),
+            retained="kept:1=osol2;kept:2=osol2",
+        ),
+    ),
+    Scenario(
+        "one dataset lags",
+        lambda: world(
+            _both("kept:1 sent:2"),
+            {"": "sent:2", "a": "sent:1"},
+            _both("sent:2"),
+            retained="kept:1=osol2;sent=osol2",
+        ),
+    ),
+    Scenario(
         "one is ahead of B",
         lambda: world(
             _both("sent:1 tosend:2 kept:3"), BOTH, _both("sent:3"), retained="kept:3=osol3"
