@@ -38,7 +38,7 @@ OPTIONS: tuple[dict[str, object], ...] = (
     {"on_divergence": "refuse"},
 )
 labels = st.sampled_from(
-    ("sent", "tosend", "tosend.osol2", "daily", "sent.20100619T122100Z-100001")
+    ("sent", "tosend", "tosend.osol2", "daily", "sent.20100619T122100Z-999999")
 )
 
 
