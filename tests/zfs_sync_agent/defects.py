@@ -223,6 +223,22 @@ def _(patch: Patch) -> None:
     patch.setattr(pairing, "left_behind", lambda *_: [])
 
 
+@defect(
+    "a run that rotates nothing forgets who may hold A",
+    "I2",
+    "cut before A was kept, one may hold it",
+    "misled",
+)
+def _(patch: Patch) -> None:
+    needs = rotating.needs
+
+    def forgetful(source: Any, names: Names, *args: Any, rotate: bool, **words: Any) -> Any:
+        found = needs(source, names, *args, rotate=rotate, **words)
+        return {name: nodes for name, nodes in found.items() if rotate or name != names.sent}
+
+    patch.setattr(rotating, "needs", forgetful)
+
+
 @defect("zfs_sync:retained is not written", "I5", "A kept on the source, B not renamed")
 def _(patch: Patch) -> None:
     patch.setattr(execute, "set_retained", lambda *_: None)
