@@ -218,6 +218,7 @@ def test_a_new_target_with_a_slow_first_stream_holds_up_nobody(two_targets: Worl
     gate = world.gate(new, "zfs", ["receive", "-d"])
     slow = world.start()
     gate.wait_until_reached()
+    world.wait_until_only_joins()
     for number in range(3):
         change(world, f"meanwhile{number}")
         world.sync("--node", T1)
@@ -247,6 +248,7 @@ def test_b08_a_new_target_that_waits_at_a_child_holds_up_nobody(two_targets: Wor
     gate = world.gate(new, "zfs", ["receive", f"{world.dst}/a"])
     slow = world.start()
     gate.wait_until_reached()
+    world.wait_until_only_joins()
     assert world.datasets(new, world.dst) == [""]
     for number in range(2):
         change(world, f"meanwhile{number}")
@@ -275,6 +277,7 @@ def test_children_come_and_go_while_a_new_target_joins(two_targets: World) -> No
     gate = world.gate(new, "zfs", ["receive", "-d"])
     slow = world.start()
     gate.wait_until_reached()
+    world.wait_until_only_joins()
     make_tree(world.source, f"{world.src}/born")
     world.sync()
     world.source.zfs("rename", f"{world.src}/a", f"{world.src}/renamed")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tests.lab import Node, Running
 from tests.lab.host import Fault
+from tests.lab.process import eventually
 
 SERVICE = "z3.opensvc.com"
 RID = "sync#1"
@@ -162,6 +163,15 @@ class World:
         rows = json.loads(self.agent("--json", "status", node=node).stdout)
         assert isinstance(rows, list)
         return rows
+
+    def wait_until_only_joins(self) -> None:
+        """Wait until a run that goes on does nothing but a join: the resource's lock is free."""
+        lock = f"{STATE_DIR}/.{self.service}_{self.rid}_zfs_state.lock"
+        free = ("flock", "--nonblock", lock, "true")
+        eventually(
+            "the run's own part is over",
+            lambda: self.source.run(free, check=False).returncode == 0,
+        )
 
     # --- what is there --------------------------------------------------------------------------
 
