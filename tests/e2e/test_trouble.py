@@ -124,10 +124,7 @@ def test_a_full_target_pool_is_told_and_recovers(small_target: World, when: str)
     world.source.remove(f"{world.src}/a", "large")
     world.source.write(world.src, "file", b"second")
     # The snapshot that does not fit is already taken: a person has to make room on the target.
-    image = world.target.inside("/run/images/more")
-    with image.open("wb") as file:
-        file.truncate(256 << 20)
-    world.target.zpool("add", "-f", "small", "/run/images/more")
+    world.target.zpool("add", "-f", "small", world.target.new_image("more", 256))
     world.sync()
     world.sync()
     world.assert_equal()

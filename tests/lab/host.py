@@ -181,14 +181,19 @@ class Host:
     def wrap(self, *programs: str) -> None:
         """Put a wrapper that logs every exec in front of each program, first in the PATH."""
         for program in programs:
-            real = shutil.which(program, path=SYSTEM_PATH)
-            if not real:
-                raise LabError(f"{program} is not installed on this machine")
+            real = self.program(program)
             call = f"main({real!r}, '/run/node/calls/{program}', '/run/node/faults/{program}')"
             source = Path(wrapper.__file__).read_text()
             file = self.root / "bin" / program
             file.write_text(f"#!{Path(sys.executable).resolve()} -IS\n{source}\n\n{call}\n")
             file.chmod(0o755)
+
+    def program(self, name: str) -> str:
+        """Return where a program is that a wrapper can stand in front of."""
+        real = shutil.which(name, path=SYSTEM_PATH)
+        if not real:
+            raise LabError(f"{name} is not installed on this machine")
+        return real
 
     def execs(self, program: str) -> list[Exec]:
         """Return every exec of a wrapped program, oldest first."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import LabError
+from .fuse import FuseNode
 from .node import Node, Pool
 from .process import child_of, tool
 
@@ -34,6 +35,15 @@ exec cat
 """
 
 Pools = Mapping[str, Pool | str]
+
+
+def node_class() -> type[Node]:
+    """Return the kind of nodes that this run of the tests asked for, by the variable ZFS_LAB."""
+    if os.environ.get("ZFS_LAB") == "openzfs":
+        from tests.openzfs.node import OpenZfsNode  # noqa: PLC0415 - needs qemu's image
+
+        return OpenZfsNode
+    return FuseNode
 
 
 def missing() -> str:
@@ -142,7 +152,7 @@ class Lab:
         with self._mutex:
             self._count += 1
             number = self._count
-        node = Node(self.pid, self.root / name, name, number, pools)
+        node = node_class()(self.pid, self.root / name, name, number, pools)
         with self._mutex:
             self._nodes.append(node)
         return node
