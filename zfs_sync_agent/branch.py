@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import judge, observe, pairing, plan, rotating, zfs
-from zfs_sync_agent.errors import BrokenChain, CommandFailed, NoAnswer, Refused, SyncError
+from zfs_sync_agent.errors import (
+    UNTOUCHED,
+    BrokenChain,
+    CommandFailed,
+    NoAnswer,
+    Refused,
+    SyncError,
+)
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
@@ -26,6 +33,7 @@ from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import SSH_FAILED, Transfer, quote, transfer
 
 _MODIFIED = re.compile(r"destination (?P<name>.+?) has been\s+modified", re.DOTALL)
+_NO_ROOM = re.compile("out of space|quota exceeded")
 _NEWER = re.compile(r"most recent snapshot of (?P<name>.+?) does not\s+match", re.DOTALL)
 
 # How many streams share one data connection: their commands are one argument, 128 KiB at most.
@@ -145,12 +153,14 @@ class Branch:
         self.source, self.view = source, view
         self.size_bytes = 0
         self.mode = "none"
+        self.resumed = False
         self.may_hold_goal = False  # a send began and no listing came after it
         self.proven = False
         self.reached = False  # rotated, but perhaps for broken children
 
     def bring_to(self, goal: str) -> None:
         """Send what lacks, prove it, rotate. Raises SyncError; what was reached stays in self."""
+        self._settle_partials()
         last, failure = self._send_until_proven(goal)
         missing = self._missing(last)
         if missing and not failure:
@@ -218,7 +228,7 @@ class Branch:
             apply_rotation(self.context, self.side, view.tree, branch.before, view.retained)
             self._relist(branch.before)
             branch = self._plan(goal)
-        self.mode = branch.mode
+        self.mode = "resume" if self.resumed else branch.mode
         first: SyncError | None = None
         rolled_back: set[str] = set()
         skip: set[str] = set()
@@ -249,6 +259,52 @@ class Branch:
             branch = self._plan(goal, one_by_one=one_by_one, skip=frozenset(skip))
             if not branch.streams:
                 return branch, first
+
+    def _settle_partials(self) -> None:
+        """Let receives that were cut go on, or give them up: nothing else can be received there.
+
+        One goes on if the source still has the snapshot that was on its way. It is given up if its
+        snapshot was ours and is gone, or if it cannot go on. Somebody else's is left to him.
+        """
+        context, tree = self.context, self.view.tree
+        settled = False
+        for dataset in tree.datasets.values() if tree else ():
+            if dataset.partial is None:
+                continue
+            assert tree is not None  # noqa: S101 - the dataset is in it
+            full, name = tree.full(dataset.name), dataset.partial.snapshot
+            failure: SyncError | None = None
+            if wanted := pairing.resumable(self.source.tree, dataset):
+                context.warn(f"{full} on {self.view.node}: going on with the transfer of {name}")
+                stream = zfs.Stream(
+                    wanted[0],
+                    None,
+                    wanted[1].name,
+                    full,
+                    replicate=False,
+                    intermediary=False,
+                    token=dataset.partial.token,
+                )
+                failure = self._send([stream])
+                self.resumed |= failure is None
+                settled = True
+                if failure is None:
+                    continue
+                if isinstance(failure, NoAnswer) or _NO_ROOM.search(failure.detail):
+                    raise failure
+            elif not plan.is_own_snapshot(name, self.source.tree.root, context.names):
+                raise Refused(
+                    f"{full} on {self.view.node} holds a part of {name or 'another stream'}, which"
+                    f" {context.who.source} did not send",
+                    untouched=UNTOUCHED,
+                    hint=f"once nobody goes on with it: zfs receive -A {full}",
+                )
+            why = failure.detail if failure else "it is gone on the source"
+            why = f"{full} on {self.view.node}: what was received of {name} is given up: {why}"
+            change(context, self.side, zfs.drop_partial(full, why))
+            settled = True
+        if settled:
+            self._relist(())
 
     def _attempt(self, branch: plan.Branch) -> SyncError | None:
         """Do what the plan says, then list the target; return the transfer's failure, if any."""
@@ -299,16 +355,17 @@ class Branch:
 
     def _send(self, streams: Sequence[zfs.Stream]) -> SyncError | None:
         context, resource = self.context, self.context.resource
-        send = [
-            self.source_side.words(one.send_argv(self.source.tree, resource.send_options))
-            for one in streams
-        ]
+        sends = [one.send_argv(self.source.tree, resource.send_options) for one in streams]
+        send = [self.source_side.words(argv) for argv in sends]
+        can = self.source_side.can.resumes
         receive = [
-            self.side.words(one.receive_argv(self.side.can, resource.receive_options))
+            self.side.words(one.receive_argv(self.side.can, resource.receive_options, resumes=can))
             for one in streams
         ]
         for out, into in zip(send, receive, strict=True):
             context.info(f"{quote(out)} | {self.side.shell.shown(into)}")
+        if (size := observe.estimate(self.source_side, sends)) is not None:
+            context.info(f"{self.view.node}: about {size} bytes to send")
         words = self.side.shell.data_words(receive)
         self.may_hold_goal = True
         try:

@@ -21,6 +21,7 @@ from zfs_sync_agent.model import (
     RETAINED,
     ROOT,
     TARGETS,
+    Dataset,
     SourceView,
     TargetView,
     format_nodes,
@@ -371,6 +372,7 @@ class Run:
         if view.follows and handover.was_source(view):
             recursive = self.resource.recursive
             handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
+        judge.check_options(cleared, view, self.resource)
         self._judge(worker, cleared, view, known=known)
         return judge.role(cleared, worker.view, self.names)
 
@@ -380,9 +382,17 @@ class Run:
         if gone and find_aside(worker.side, self.dst, self.who):
             raise judge.cut_resync(view, self.who)
         judge.check_target(source, view, self.who, self.names, known=known, consent=self.consent)
-        if view.tree is None:
-            carried, used = observe.mountpoints(self.side, worker.side, source)
-            judge.check_mounts(carried, used, view, self.resource)
+        if view.tree is not None:
+            entry = self.record.entry(worker.node, self.dst)
+            judge.check_flags(entry, self.resource, view, self.who)
+            return
+        carried, used = observe.mountpoints(self.side, worker.side, source)
+        judge.check_mounts(carried, used, view, self.resource)
+        if not self.consent:
+            needed = observe.read_needed(self.side, source, history=self.resource.intermediary)
+            judge.check_first_room(
+                needed, observe.read_available(worker.side, view), view, self.who
+            )
 
     def _finish_swap(
         self, worker: Worker, view: TargetView, source: SourceView, *, known: bool
@@ -460,7 +470,14 @@ class Run:
             worker.view,
             deep=worker.deep,
         )
-        self.record.update(worker.node, self.dst, lambda entry: record.started(entry, worker.begun))
+        first = worker.view.tree is None
+
+        def begin(entry: TargetState) -> TargetState:
+            entry = record.started(entry, worker.begun)
+            # Known from the first stream on: what comes after it has to be of the same format.
+            return entry._replace(flags=self.resource.send_options) if first else entry
+
+        self.record.update(worker.node, self.dst, begin)
         try:
             worker.branch.bring_to(goal)
             self._land(worker)
@@ -691,6 +708,10 @@ class Run:
         source, view = observe.clear_up(
             self.side, worker.side, source, worker.view, self.who, deep=worker.deep
         )
+        for dataset in view.tree.datasets.values() if view.tree else ():
+            if dataset.partial is not None:
+                self._show_partial(worker, source, view, dataset)
+                return
         branch = plan.plan_branch(source, view, self.resource, self.who, goal)
         for text in branch.warnings:
             self.settings.show(f"# {text}")
@@ -698,8 +719,25 @@ class Run:
             self._show_step(worker.side, step)
         for stream in branch.streams:
             send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
-            into = stream.receive_argv(worker.side.can, self.resource.receive_options)
+            into = stream.receive_argv(
+                worker.side.can, self.resource.receive_options, resumes=self.side.can.resumes
+            )
             self.settings.show(f"{send} | {worker.side.shown(into)}")
+
+    def _show_partial(
+        self, worker: Worker, source: SourceView, view: TargetView, dataset: Dataset
+    ) -> None:
+        """What comes after it is planned from what it leads to."""
+        assert view.tree is not None  # noqa: S101 - the dataset is in it
+        assert dataset.partial is not None  # noqa: S101 - the caller saw it
+        full, show = view.tree.full(dataset.name), self.settings.show
+        if pairing.resumable(source.tree, dataset):
+            show(f"# going on with the transfer of {dataset.partial.snapshot}, then with the rest")
+            into = worker.side.shown(("receive", "-s", "-u", full))
+            show(f"{self.side.shown(('send', '-t', dataset.partial.token))} | {into}")
+        else:
+            what = f"a part of {dataset.partial.snapshot}"
+            show(f"# {full} holds {what}, which is given up if this agent sent it")
 
     def _show_step(self, side: Side, step: zfs.Change) -> None:
         if step.why:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 
 from check_zfs_sync.service import SyncResource
-from check_zfs_sync.statefile import State, StateFileError, parse_state
+from check_zfs_sync.statefile import State, StateFileError, TargetState, parse_state
 from zfs_sync_agent import pairing, rotating
 from zfs_sync_agent.errors import UNTOUCHED, BrokenChain, CommandFailed, Refused, StandbyFor
 from zfs_sync_agent.model import (
@@ -21,6 +21,9 @@ from zfs_sync_agent.model import (
     SourceView,
     TargetView,
 )
+
+# The flags of zfs send that decide the format of a whole chain.
+_FORMATS = {"-w": "raw", "-L": "large blocks"}
 
 
 def check_source(source: SourceView, names: Names, who: Identity) -> None:
@@ -127,6 +130,8 @@ def check_target(
         _check_mark(source, target, who)
     root, twin = source.tree.datasets[ROOT], target.tree.datasets[ROOT]
     if pairing.newest_common(root, twin) is None:
+        if not twin.snapshots and pairing.resumable(source.tree, twin):
+            return  # our own stream, cut inside its first dataset
         if target.mark:
             raise BrokenChain(
                 f"chain broken: {target.dst} on {target.node} holds no snapshot that"
@@ -314,6 +319,64 @@ def check_mounts(
             hint="write receive_options = -x mountpoint in the service file; where the target's"
             " zfs receive has no -x, let the mountpoint be inherited on the source",
         )
+
+
+def check_options(source: SourceView, target: TargetView, resource: SyncResource) -> None:
+    """Raise Refused where send_options or receive_options ask for what that side's zfs lacks.
+
+    Where zfs prints no flags at all nothing is known. -u works with old ones that do not list it.
+    """
+    for key, node, given, known in (
+        ("send_options", "this node", resource.send_options, source.can.send),
+        ("receive_options", target.node, resource.receive_options, target.can.receive | {"u"}),
+    ):
+        flags = [word[1] for word in given if word.startswith("-")]
+        lacking = [f"-{one}" for one in flags if one not in known]
+        if lacking and known - {"u"}:
+            verb = key.partition("_")[0]
+            raise Refused(
+                f"{key} asks for {' '.join(lacking)}, which zfs {verb} on {node} does not have",
+                untouched=UNTOUCHED,
+                hint=f"take it out of the service file, or update ZFS on {node}; zfs {verb} without"
+                " arguments shows what it has",
+            )
+
+
+def check_flags(
+    entry: TargetState, resource: SyncResource, target: TargetView, who: Identity
+) -> None:
+    """Raise Refused where the next stream would be of another format than those before it.
+
+    Guids say nothing of it: one stream that is not raw ends a raw chain for good, and so does one
+    without large blocks after one with them (openzfs#8758, zrepl#435).
+    """
+    if entry.last_attempt is None:
+        return
+    before, now = (
+        {one for one in _FORMATS if one in flags} for flags in (entry.flags, resource.send_options)
+    )
+    if before == now:
+        return
+    changed = ", ".join(f"{one} ({_FORMATS[one]})" for one in sorted(before ^ now))
+    raise Refused(
+        f"send_options was changed for {target.dst} on {target.node}: {changed}; the replica was"
+        f" sent {'with' if before - now else 'without'} it, and a chain cannot change that",
+        untouched=UNTOUCHED,
+        hint=f"write send_options = {' '.join(entry.flags) or '(nothing)'} as before; or send all"
+        f" of it anew: {command(who, target, 'syncfull')}",
+    )
+
+
+def check_first_room(needed: int, available: int | None, target: TargetView, who: Identity) -> None:
+    """Raise Refused where a first sync needs more bytes than the target has; None: not known."""
+    if available is None or needed <= available:
+        return
+    raise Refused(
+        f"{target.dst} needs about {needed} bytes, and {available} are available on {target.node}",
+        untouched=UNTOUCHED,
+        hint="make room there; or, if it will be smaller there, by compression:"
+        f" {command(who, target, 'syncfull')}",
+    )
 
 
 def has_sent(source: SourceView, who: Identity) -> bool:

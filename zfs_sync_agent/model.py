@@ -51,7 +51,8 @@ class Dataset:
     """One filesystem or volume; `name` is relative to its tree's root, which is ''.
 
     `snapshots` holds the own names alone until a deep listing made it `complete`. `written` counts
-    the bytes written since the last snapshot, None where ZFS does not tell.
+    the bytes written since the last snapshot, None where ZFS does not tell. `partial` is the
+    receive that was cut there.
     """
 
     name: str
@@ -60,10 +61,23 @@ class Dataset:
     written: int | None = None
     snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
     complete: bool = False
+    partial: "Partial | None" = None
 
     def by_guid(self, guid: str) -> Snapshot | None:
         """Return the snapshot with that guid under whatever name, None if the dataset has none."""
         return next((snap for snap in self.snapshots.values() if snap.guid == guid), None)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A receive that was cut and can go on: its token, and what the token says once it was read.
+
+    `guid` and `snapshot` (full name) are those of the snapshot that was on its way.
+    """
+
+    token: str
+    guid: str | None = None
+    snapshot: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,11 +102,25 @@ class Tree:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What one side's zfs says that it can do, read from its own usage text."""
+    """What one side's zfs says that it can do, read from its own usage text.
+
+    `send` and `receive` are the letters of their flags, `written` tells of the property.
+    """
 
     zfs: tuple[str, ...] = ("zfs",)  # the words that run it there, with the path that was found
-    receive_unmounted: bool = False
+    send: frozenset[str] = frozenset()
+    receive: frozenset[str] = frozenset()
     written: bool = False
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it can go on with a transfer that was cut, as the one side or the other."""
+        return "s" in self.receive and "t" in self.send
+
+    @property
+    def estimates(self) -> bool:
+        """Whether it tells the size of a stream without sending it."""
+        return {"n", "P"} <= self.send
 
 
 @dataclass(frozen=True)

@@ -284,8 +284,8 @@ def clear_up(
 ) -> tuple[SourceView, TargetView]:
     """List all snapshots of what falls in no row by own names alone, on both sides.
 
-    `deep` lists all of the target's. For a first sync all of the source's are listed: a full stream
-    of the tree would carry them.
+    What receives that were cut are for is read, too. `deep` lists all of the target's. For a first
+    sync all of the source's are listed: a full stream of the tree would carry them.
     """
     if target.tree is None:
         lone = [one.name for one in source.tree.datasets.values() if not one.complete]
@@ -294,8 +294,34 @@ def clear_up(
     if deep:
         lone_target = [one.name for one in target.tree.datasets.values() if not one.complete]
     source_tree = deepen(source_side, source.tree, lone_source)
-    target_tree = deepen(target_side, target.tree, lone_target)
+    target_tree = read_partials(source_side, deepen(target_side, target.tree, lone_target))
     return replace(source, tree=source_tree), replace(target, tree=target_tree)
+
+
+def read_partials(source_side: Side, tree: Tree) -> Tree:
+    """Return a target's tree with what the tokens in it say, as the source reads them."""
+    found = {}
+    for name, dataset in tree.datasets.items():
+        if dataset.partial is None or dataset.partial.guid is not None:
+            continue
+        if not source_side.can.resumes:
+            continue
+        # It exits 255 where the snapshot is gone, and says what the token is for all the same.
+        words = source_side.words(zfs.read_token_argv(dataset.partial.token))
+        answer = source_side.shell.run(words)
+        guid, snapshot = zfs.parse_token(answer.stdout + answer.stderr)
+        partial = replace(dataset.partial, guid=guid, snapshot=snapshot)
+        found[name] = replace(dataset, partial=partial)
+    return Tree(tree.root, {**tree.datasets, **found}) if found else tree
+
+
+def estimate(side: Side, sends: Sequence[Sequence[str]]) -> int | None:
+    """Return the bytes that sends foretell, all together; None where zfs does not tell."""
+    if not side.can.estimates:
+        return None
+    answers = side.shell.ask([side.words(zfs.estimate_argv(tuple(one))) for one in sends])
+    sizes = [zfs.parse_estimate(answer.stdout + answer.stderr) for answer in answers]
+    return None if None in sizes else sum(size for size in sizes if size)
 
 
 def mountpoints(
@@ -353,6 +379,23 @@ def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
         for name, values in found.items()
         if values.get(key, ("-", "-"))[0].isdecimal()
     }
+
+
+def read_needed(side: Side, source: SourceView, *, history: bool) -> int:
+    """Return the bytes that the source's tree takes there, all its snapshots too with `history`.
+
+    The bytes of a stream are those before compression: a target that compresses needs less.
+    """
+    names = [source.tree.full(name) for name in source.tree.datasets]
+    keys = ("usedbydataset", "usedbysnapshots") if history else ("referenced",)
+    return sum(sum(read_sizes(side, names, key).values()) for key in keys)
+
+
+def read_available(side: Side, target: TargetView) -> int | None:
+    """Return the bytes that are free where dst is to be made, None where zfs does not tell."""
+    above = target.dst.split("/")[: -1 - len(target.missing_parents)]
+    parent = "/".join(above)
+    return read_sizes(side, [parent], "available").get(parent)
 
 
 def read_kept(

@@ -137,6 +137,15 @@ def unproven(source: Tree, target: Tree | None, goal: str) -> list[str]:
     return [name for name, guid in source.guids(goal).items() if guid not in held]
 
 
+def resumable(source: Tree, dataset: Dataset) -> tuple[str, Snapshot] | None:
+    """Return the source's dataset and snapshot that a receive which was cut there is for."""
+    guid = dataset.partial.guid if dataset.partial else None
+    for name, one in source.datasets.items():
+        if guid is not None and (snap := one.by_guid(guid)) is not None:
+            return name, snap
+    return None
+
+
 def is_headless(source: Tree, goal: str) -> bool:
     """Tell whether datasets hold the goal and the root does not: it is an intent of nothing."""
     return goal not in source.datasets[ROOT].snapshots and bool(source.guids(goal))

@@ -117,6 +117,12 @@ def plan_branch(
     )
 
 
+def is_own_snapshot(full: str, root: str, names: Names) -> bool:
+    """Tell by its name whether a snapshot was one that the agent took below a root."""
+    dataset, _, name = full.partition("@")
+    return names.is_own(name) and (dataset == root or dataset.startswith(f"{root}/"))
+
+
 def _pool_for(source: Tree, target: TargetView) -> str | None:
     """Return POOL where `receive -d POOL` maps the source's root to dst exactly."""
     pool = target.dst.split("/", 1)[0]

@@ -17,13 +17,19 @@ from zfs_sync_agent.model import (
     TARGETS,
     Capabilities,
     Dataset,
+    Partial,
     Snapshot,
     Tree,
 )
 
 Argv = tuple[str, ...]
 
+TOKEN = "receive_resume_token"  # noqa: S105 - a property of a dataset with a receive that was cut
 RID_SOURCE = f"{RID}:source"  # beside the value of RID: local or received
+
+# What `zfs send -nvt TOKEN` prints of a token.
+_TOKEN_GUID = re.compile(r"^\s*toguid = 0x([0-9a-f]+)$", re.MULTILINE)
+_TOKEN_NAME = re.compile(r"^\s*toname = (.+)$", re.MULTILINE)
 
 # "cannot open 'tank/a@sent': dataset does not exist": the one complaint that means "absent".
 _ABSENT = re.compile(r"cannot open '(?P<name>[^']*)': (?:dataset|snapshot) does not exist")
@@ -56,6 +62,7 @@ def get_names_argv(can: Capabilities) -> Argv:
     from the usage text of every ZFS and known to all of them.
     """
     properties = f"guid,creation,createtxg,{RID}" + (",written" if can.written else "")
+    properties += f",{TOKEN}" if can.resumes else ""
     return ("get", "-Hp", "-o", "name,property,value,source", properties)
 
 
@@ -82,6 +89,21 @@ def get_values_argv(properties: str) -> Argv:
 def list_children_argv(parent: str) -> Argv:
     """List a dataset and what is directly below it."""
     return ("list", "-H", "-d", "1", "-t", "filesystem,volume", "-o", "name", parent)
+
+
+def read_token_argv(token: str) -> Argv:
+    """Ask what a token is for; it can be read whether or not its snapshot is still there."""
+    return ("send", "-nvt", token)
+
+
+def estimate_argv(send: Argv) -> Argv:
+    """Ask how large the stream of a send would be.
+
+    >>> estimate_argv(("send", "-R", "-i", "tank@a", "tank@b"))
+    ('send', '-nvPR', '-i', 'tank@a', 'tank@b')
+    """
+    first = send[1].removeprefix("-")  # -R, -p or -t: each goes with the others in one word
+    return ("send", f"-nvP{first}", *send[2:])
 
 
 # --- commands that change ---------------------------------------------------------------------
@@ -167,6 +189,11 @@ def set_readonly(dataset: str) -> Change:
     return Change(("set", "readonly=on", dataset))
 
 
+def drop_partial(dataset: str, why: str) -> Change:
+    """Give up a receive that was cut; a dataset that it was to create goes with it."""
+    return Change(("receive", "-A", dataset), why)
+
+
 def mark_snapshots_argv(rid: str) -> Argv:
     """Mark as own the snapshots named on standard input: a stream without -R carries no mark."""
     return ("set", f"{RID}={rid}")
@@ -176,7 +203,8 @@ def mark_snapshots_argv(rid: str) -> Argv:
 class Stream:
     """One zfs send and the place where it is received; `base` None is a full stream.
 
-    `replicate` sends the whole tree (-R). `relative` names the dataset on the source.
+    `replicate` sends the whole tree (-R). `relative` names the dataset on the source. `token` is
+    that of a transfer which was cut: the rest of it is sent.
     """
 
     relative: str
@@ -186,9 +214,12 @@ class Stream:
     replicate: bool
     intermediary: bool
     pool: str | None = None  # receive -d POOL, where that maps src to dst exactly
+    token: str | None = None
 
     def send_argv(self, tree: Tree, options: Sequence[str]) -> Argv:
-        """Return the words after `zfs`."""
+        """Return the words after `zfs`; a token holds the flags that it was begun with."""
+        if self.token:
+            return ("send", "-t", self.token)
         dataset = tree.full(self.relative)
         base = (
             (("-I" if self.intermediary else "-i"), f"{dataset}@{self.base}") if self.base else ()
@@ -196,11 +227,15 @@ class Stream:
         # -p without -R: user properties and sizes travel as they do with -R.
         return ("send", "-R" if self.replicate else "-p", *options, *base, f"{dataset}@{self.goal}")
 
-    def receive_argv(self, can: Capabilities, options: Sequence[str]) -> Argv:
-        """Return the words after `zfs`; never -F, see zfs_sync(7)."""
-        unmounted = ("-u",) if can.receive_unmounted and "-u" not in options else ()
+    def receive_argv(self, can: Capabilities, options: Sequence[str], *, resumes: bool) -> Argv:
+        """Return the words after `zfs`; never -F, see zfs_sync(7).
+
+        `resumes`: the sender can go on with it, if it is cut.
+        """
+        resumable = ("-s",) if resumes and can.resumes else ()
+        unmounted = ("-u",) if "u" in can.receive and "-u" not in options else ()
         where = ("-d", self.pool) if self.pool else (self.into,)
-        return ("receive", *unmounted, *options, *where)
+        return ("receive", *resumable, *unmounted, *options, *where)
 
 
 # --- output -----------------------------------------------------------------------------------
@@ -225,16 +260,44 @@ def is_absent(stderr: str, name: str) -> bool:
 def parse_capabilities(usage: str, properties: str, zfs: tuple[str, ...]) -> Capabilities:
     """Read flags from the usage text of `zfs`, properties from that of `zfs get`.
 
-    >>> parse_capabilities("  receive [-vMnsFhu] [-o a=b] <fs>", "  written NO NO <size>", ("zfs",))
-    Capabilities(zfs=('zfs',), receive_unmounted=True, written=True)
+    >>> usage = "  send [-DLw] [-i snap] <snap>\\n  receive [-vMu] [-x <property>] <fs>"
+    >>> can = parse_capabilities(usage, "  written NO NO <size>", ("zfs",))
+    >>> sorted(can.send), sorted(can.receive), can.written
+    (['D', 'L', 'i', 'w'], ['M', 'u', 'v', 'x'], True)
     """
-    flags = "".join(
-        "".join(re.findall(r"\[-(\w+)\]", line))
-        for line in usage.splitlines()
-        if line.split()[:1] in (["receive"], ["recv"])
-    )
+    flags: dict[str, set[str]] = {"send": set(), "receive": set()}
+    verb = ""
+    for line in usage.splitlines():
+        words = re.sub(r"<[^>]*>", "", line).split()
+        if not words or not words[0].startswith(("[", "<")):  # else the line before goes on
+            verb = words.pop(0) if words else ""
+        for found in re.findall(r"(?:^|[\[| ])-\[?(\w+)", " ".join(words)):
+            flags.get(verb, set()).update(found)
     names = {line.split()[0] for line in properties.splitlines() if line.split()}
-    return Capabilities(zfs, "u" in flags, "written" in names)
+    return Capabilities(
+        zfs, frozenset(flags["send"]), frozenset(flags["receive"]), "written" in names
+    )
+
+
+def parse_token(output: str) -> tuple[str | None, str]:
+    """Return guid and full name of the snapshot that a token is for; None where it says nothing.
+
+    >>> parse_token("resume token contents:\\n\\ttoguid = 0x1f\\n\\ttoname = tank/a@b\\n")
+    ('31', 'tank/a@b')
+    """
+    guid, name = _TOKEN_GUID.search(output), _TOKEN_NAME.search(output)
+    return (str(int(guid[1], 16)) if guid else None), (name[1] if name else "")
+
+
+def parse_estimate(output: str) -> int | None:
+    """Return the bytes that `zfs send -nvP` foretells, None where it does not.
+
+    >>> parse_estimate("full\\ttank@b\\t12624\\nsize\\t12624\\n")
+    12624
+    """
+    rows = [line.split() for line in output.splitlines()]
+    sizes = [row[1] for row in rows if row[:1] == ["size"] and len(row) == 2]  # noqa: PLR2004 - the word and the number
+    return int(sizes[-1]) if sizes and sizes[-1].isdecimal() else None
 
 
 def parse_root(output: str) -> dict[str, str]:
@@ -336,5 +399,6 @@ def build_tree(
                 int(own["written"]) if "written" in own else None,
                 snapshots.get(full, {}),
                 full in complete,
+                Partial(own[TOKEN]) if TOKEN in own else None,
             )
     return Tree(root, dict(sorted(found.items())))

@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.world import World
 from tests.lab import Lab, Node, Pool
+from tests.lab.testlab import node_class
 
 OSOL1, OSOL2 = "osol1.opensvc.com", "osol2.opensvc.com"
 SOURCE, T1, T2 = "source.example.com", "t1.example.com", "t2.example.com"
@@ -58,6 +59,17 @@ def reset(nodes: list[Node]) -> None:
     """Make all nodes as good as new."""
     with ThreadPoolExecutor(len(nodes)) as pool:
         list(pool.map(Node.reset, nodes))
+
+
+@pytest.fixture(autouse=True)
+def _applicable(request: pytest.FixtureRequest) -> None:
+    """Leave out, and let be counted, a test that states a need which this lab's ZFS has not."""
+    for marker in request.node.iter_markers("needs"):
+        if lacking := set(marker.args) - node_class().features:
+            pytest.skip(f"not applicable: this ZFS has no {', '.join(sorted(lacking))}")
+    for marker in request.node.iter_markers("lacks"):
+        if there := set(marker.args) & node_class().features:
+            pytest.skip(f"not applicable: this ZFS has {', '.join(sorted(there))}")
 
 
 Nodes = Callable[[dict[str, dict[str, Pool | str]]], list[Node]]

@@ -8,7 +8,6 @@ target, which the agent asks.
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
 

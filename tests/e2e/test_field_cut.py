@@ -291,6 +291,7 @@ def test_b10_a_first_sync_that_is_cut_after_each_dataset_sends_each_of_them_once
     world.assert_check(OK)
 
 
+@pytest.mark.lacks("resume")
 def test_b11_a_transfer_cut_inside_a_dataset_leaves_no_token_and_begins_anew(
     one_target: World,
 ) -> None:

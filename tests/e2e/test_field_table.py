@@ -51,7 +51,9 @@ def test_every_test_with_a_number_is_in_the_row_of_that_number() -> None:
         ({"a": {"passed"}}, "1 of 2 passed"),
         ({"a": {"passed"}, "b": {"passed"}}, "passed"),
         ({"a": {"passed"}, "b": {"passed", "failed"}}, "failed"),
-        ({"a": {"passed"}, "b": {"skipped"}}, "failed"),
+        ({"a": {"passed"}, "b": {"passed", "skipped"}}, "failed"),
+        ({"a": {"passed"}, "b": {"skipped"}}, "passed"),
+        ({"a": {"skipped"}, "b": {"skipped"}}, "not run"),
     ],
 )
 def test_a_row_has_passed_when_all_of_its_tests_have(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -113,10 +114,16 @@ def test_a_full_target_pool_is_told_and_recovers(small_target: World, when: str)
     if when == "later":
         world.sync()
     world.source.write(f"{world.src}/a", "large", os.urandom(80 << 20))
-    stderr = world.sync(expect=1).stderr
-    assert "out of space" in stderr
-    assert world.entry(world.target)["status"] == "failed"
-    world.sync(expect=1)
+    if when == "later":
+        assert "out of space" in world.sync(expect=1).stderr
+        assert world.entry(world.target)["status"] == "failed"
+        world.sync(expect=1)
+    else:
+        stderr = world.sync(expect=3).stderr
+        needed, available = re.findall(r"about (\d+) bytes, and (\d+) are available", stderr)[0]
+        assert int(needed) > 70 << 20 > int(available)
+        assert world.datasets(world.target, "small") == [""]
+        assert not world.source.guids(world.src)
     held = world.target.guids(world.dst)
     if when == "later":
         last = world.entry(world.target)["snapshot"]["guid"]
@@ -129,6 +136,18 @@ def test_a_full_target_pool_is_told_and_recovers(small_target: World, when: str)
     world.sync()
     world.assert_equal()
     world.assert_tidy(world.target)
+    world.assert_check(OK)
+
+
+def test_what_is_smaller_on_the_target_is_sent_where_a_person_says_so(small_target: World) -> None:
+    world = small_target
+    world.source.zfs("set", "compression=off", "big")
+    world.target.zfs("set", "compression=on", "small")
+    world.source.write(f"{world.src}/a", "large", bytes(range(256)) * (80 << 12))
+    assert "syncfull" in world.sync(expect=3).stderr
+    world.agent("--node", "small.example.com", "syncfull")
+    world.assert_equal()
+    world.sync()
     world.assert_check(OK)
 
 

@@ -289,8 +289,13 @@ class World:
             node.clear_calls()
 
     def sends(self, node: Node | None = None) -> list[list[str]]:
-        """Return the arguments of every `zfs send` that sent data since `watch`."""
-        return [call for call in (node or self.source).calls("zfs") if call[:1] == ["send"]]
+        """Return the arguments of every `zfs send` that sent data since `watch`.
+
+        One with -n only told how much it would be, or what a token is for.
+        """
+        calls = (node or self.source).calls("zfs")
+        sends = [call for call in calls if call[:1] == ["send"]]
+        return [call for call in sends if not any(word.startswith("-n") for word in call[1:2])]
 
     def full_streams(self, node: Node | None = None) -> list[list[str]]:
         """Return those without a base."""

@@ -14,7 +14,6 @@ import platform
 import secrets
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import tarfile
@@ -46,19 +45,20 @@ KERNEL_LINE = (
 )
 
 
-def _digest(*files: Path) -> str:
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
 def image() -> Path:
     """Return the folder of the image that the build's own text makes."""
-    return CACHE / f"openzfs-{SUITE}-{_digest(HERE / 'build.sh')}"
+    return CACHE / f"openzfs-{SUITE}-{_digest((HERE / 'build.sh').read_text())}"
 
 
 def state() -> Path:
     """Return the folder of the saved state of a guest that has booted from the image."""
-    key = _digest(HERE / "guest.py", *(HERE / name for name in PAYLOAD))
-    return image() / f"state-{key}-{platform.machine()}"
+    words = " ".join((CPU, KERNEL_LINE, str(MEMORY_MIB), platform.machine()))
+    key = _digest(words, *((HERE / name).read_text() for name in PAYLOAD))
+    return image() / f"state-{key}"
 
 
 def command(folder: Path, port: int, *options: str) -> list[str]:
@@ -101,7 +101,7 @@ def wake_line(ahead: int) -> bytes:
 def prepare() -> str:
     """Build the image and save a guest's state where they are missing; return the ZFS version."""
     if not (image() / "version").exists():
-        print(f"openzfs: building {image()}, about 8 minutes", flush=True)
+        sys.stderr.write(f"openzfs: building {image()}, about 8 minutes\n")
         with tempfile.TemporaryFile() as log:
             words = ["bash", str(HERE / "build.sh"), str(image()), SUITE]
             if subprocess.run(words, stdout=log, stderr=log, check=False).returncode:

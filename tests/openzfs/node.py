@@ -18,7 +18,7 @@ from tests.lab.process import eventually
 
 from . import client, guest
 
-FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "bookmarks", "holds end"})
+FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes", "programs"})
 PROGRAMS = ("zfs", "zpool", "guest")
 PLACE = "/usr/local/sbin"
 
@@ -44,6 +44,8 @@ class OpenZfsNode(Node):
         folder = self.root / "guest"
         fresh = not folder.exists()
         if fresh:
+            if not guest.state().exists():
+                raise LabError("there is no image with OpenZFS; make it: make openzfs")
             folder.mkdir()
             guest.make_disk(folder / "disk.qcow2", saved=True)
             self._install_programs()

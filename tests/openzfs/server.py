@@ -9,6 +9,8 @@ A client that is gone takes its command with it, as a killed process would be go
 command starts only after that. It never interprets a command.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import os
@@ -19,6 +21,8 @@ import struct
 import subprocess
 import threading
 import time
+from pathlib import Path
+from typing import ClassVar
 
 PORT = 4747
 HEAD = struct.Struct("!cI")
@@ -30,13 +34,13 @@ class Command:
     """One connection, and the command that it asked for."""
 
     guard = threading.Lock()
-    live: "set[Command]" = set()
+    live: ClassVar[set[Command]] = set()
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.stream = connection.makefile("rb")
         self.writing = threading.Lock()
-        self.child: "subprocess.Popen[bytes] | None" = None
+        self.child: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:
         """Run the command to its end, or to the client's."""
@@ -51,7 +55,8 @@ class Command:
         with Command.guard:
             for other in [one for one in Command.live if one.is_left()]:
                 other.kill()
-            self.child = start(data.decode(errors="surrogateescape").split("\0"), kind == b"R")
+            words = data.decode(errors="surrogateescape").split("\0")
+            self.child = start(words, reads=kind == b"R")
             Command.live.add(self)
         try:
             self.talk(self.child)
@@ -59,10 +64,12 @@ class Command:
             with Command.guard:
                 Command.live.discard(self)
 
-    def talk(self, child: "subprocess.Popen[bytes]") -> None:
+    def talk(self, child: subprocess.Popen[bytes]) -> None:
         """Pass everything on, both ways, until the command has ended."""
         feeder = threading.Thread(target=self.feed, args=(child,))
         feeder.start()
+        assert child.stdout
+        assert child.stderr
         open_streams = {child.stdout.fileno(): b"O", child.stderr.fileno(): b"E"}
         poll = select.poll()
         for descriptor in open_streams:
@@ -81,19 +88,17 @@ class Command:
         for stream in (child.stdout, child.stderr):
             stream.close()
 
-    def feed(self, child: "subprocess.Popen[bytes]") -> None:
+    def feed(self, child: subprocess.Popen[bytes]) -> None:
         """Pass input on; the end of the frames is the end of the client, and of its command."""
         sink = child.stdin
         while (frame := self.frame()) is not None:
             kind, data = frame
             if sink is None:
                 continue
-            try:
+            with contextlib.suppress(OSError):  # it does not read any more
                 if kind == b"I":
                     sink.write(data)
                     continue
-            except OSError:  # it does not read any more
-                pass
             with contextlib.suppress(OSError):
                 sink.close()
             sink = None
@@ -102,7 +107,7 @@ class Command:
             with contextlib.suppress(OSError):
                 sink.close()
 
-    def frame(self) -> "tuple[bytes, bytes] | None":
+    def frame(self) -> tuple[bytes, bytes] | None:
         """Return the next frame; None at the client's end."""
         try:
             head = self.stream.read(HEAD.size)
@@ -143,21 +148,25 @@ def wake(now: str, noise: str) -> None:
     """Set the clock, and be like no other guest of the same saved state: ZFS draws its guids."""
     time.clock_settime(time.CLOCK_REALTIME, float(now))
     data = bytes.fromhex(noise)
-    with open("/dev/random", "wb") as device:
+    with Path("/dev/random").open("wb") as device:
         fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", 8 * len(data), len(data)) + data)
         fcntl.ioctl(device, RNDRESEEDCRNG)
 
 
-def start(words: "list[str]", reads: bool) -> "subprocess.Popen[bytes]":
+def start(words: list[str], *, reads: bool) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own; what cannot be started says why and exits 127."""
+    try:
+        return _popen(words, reads=reads)
+    except OSError as error:
+        return _popen(["/bin/sh", "-c", 'echo "$0" >&2; exit 127', str(error)], reads=reads)
+
+
+def _popen(words: list[str], *, reads: bool) -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     stdin = pipe if reads else subprocess.DEVNULL
-    options = {"stdout": pipe, "stderr": pipe, "bufsize": 0, "start_new_session": True}
-    try:
-        return subprocess.Popen(words, stdin=stdin, **options)
-    except OSError as error:
-        told = ["/bin/sh", "-c", 'echo "$0" >&2; exit 127', str(error)]
-        return subprocess.Popen(told, stdin=stdin, **options)
+    return subprocess.Popen(
+        words, bufsize=0, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True
+    )
 
 
 def serve(connection: socket.socket) -> None:

@@ -51,7 +51,7 @@ def sends(branch: Branch, held: Mapping[str, str], *, root: str = SRC) -> list[s
     here = tree(root, held)
     can = target({}).can
     return [
-        _short(one.send_argv(here, ())) + " | " + _short(one.receive_argv(can, ()))
+        _short(one.send_argv(here, ())) + " | " + _short(one.receive_argv(can, (), resumes=False))
         for one in branch.streams
     ]
 

@@ -3,6 +3,8 @@
 The outputs were recorded: zfs-fuse 0.7.0 (Debian 12) unless another ZFS is named beside them.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from zfs_sync_agent import zfs
@@ -12,7 +14,8 @@ from zfs_sync_agent.zfs import Stream
 
 from .notation import tree
 
-OLD, NEW = Capabilities(), Capabilities(("zfs",), receive_unmounted=True, written=True)
+TOKEN = "1-abc"  # noqa: S105 - of a transfer
+OLD, NEW = Capabilities(), Capabilities(("zfs",), frozenset("t"), frozenset("su"), written=True)
 
 # --- commands ---------------------------------------------------------------------------------
 
@@ -75,9 +78,9 @@ def test_the_verb_of_a_change_is_its_subcommand() -> None:
     assert zfs.rollback("t", "a", "why").verb == "rollback"
 
 
-def test_only_a_zfs_that_knows_written_is_asked_for_it() -> None:
-    asked = [zfs.get_names_argv(can)[-1].split(",")[-1] for can in (OLD, NEW)]
-    assert asked == ["zfs_sync:rid", "written"]
+def test_only_a_zfs_that_knows_a_property_is_asked_for_it() -> None:
+    old, new = (zfs.get_names_argv(can)[-1].split(",") for can in (OLD, NEW))
+    assert set(new) - set(old) == {"written", "receive_resume_token"}
 
 
 HERE = tree("osol1_z3_root/data", {"": "sent:1 tosend:2", "a b": "sent:3 tosend:4"})
@@ -127,21 +130,34 @@ def test_send_options_come_before_the_snapshots() -> None:
     ("sent", "can", "options", "words"),
     [
         (stream(), OLD, (), "receive d/data"),
-        (stream(), NEW, (), "receive -u d/data"),
+        (stream(), NEW, (), "receive -s -u d/data"),
         (stream(pool="d"), OLD, (), "receive -d d"),
-        (stream(pool="d"), NEW, (), "receive -u -d d"),
-        (stream(), NEW, ("-u",), "receive -u d/data"),
-        (stream(), NEW, ("-x", "mountpoint"), "receive -u -x mountpoint d/data"),
+        (stream(pool="d"), NEW, (), "receive -s -u -d d"),
+        (stream(), NEW, ("-u",), "receive -s -u d/data"),
+        (stream(), NEW, ("-x", "mountpoint"), "receive -s -u -x mountpoint d/data"),
     ],
 )
-def test_a_stream_is_received_unmounted_where_it_can_be(
+def test_a_stream_is_received_resumable_and_unmounted_where_it_can_be(
     sent: Stream, can: Capabilities, options: tuple[str, ...], words: str
 ) -> None:
-    assert " ".join(sent.receive_argv(can, options)) == words
+    assert " ".join(sent.receive_argv(can, options, resumes=True)) == words
+
+
+def test_what_the_sender_cannot_resume_is_not_kept() -> None:
+    assert stream().receive_argv(NEW, (), resumes=False) == ("receive", "-u", "d/data")
+
+
+def test_the_rest_of_a_cut_stream_is_sent_by_its_token_alone() -> None:
+    rest = replace(stream(base="sent"), token=TOKEN)
+    assert rest.send_argv(HERE, ("-w",)) == ("send", "-t", TOKEN)
 
 
 def test_nothing_is_ever_received_by_force() -> None:
-    argvs = [stream(pool=pool).receive_argv(can, ()) for pool in (None, "d") for can in (OLD, NEW)]
+    argvs = [
+        stream(pool=pool).receive_argv(can, (), resumes=True)
+        for pool in (None, "d")
+        for can in (OLD, NEW)
+    ]
     assert not any("F" in word for argv in argvs for word in argv if word.startswith("-"))
 
 
@@ -172,6 +188,13 @@ The following properties are supported:
 """
 # OpenZFS 2.3.2
 USAGE_OPENZFS = """\
+\tsend [-DLPbcehnpsVvw] [-i|-I snapshot]
+\t     [-R [-X dataset[,dataset]...]]     <snapshot>
+\tsend [-DnVvPLecw] [-i snapshot|bookmark] <filesystem|volume|snapshot>
+\tsend [-DnPpVvLec] [-i bookmark|snapshot] --redact <bookmark> <snapshot>
+\tsend [-nVvPe] -t <receive_resume_token>
+\tsend [-PnVv] --saved filesystem
+
 \tunallow [-rldug] <"everyone"|user|group>[,...]
 \treceive [-vMnsFhu] [-o <property>=<value>] ... [-x <property>] ...
 \t    <filesystem|volume|snapshot>
@@ -187,14 +210,15 @@ PROPERTIES_OPENZFS = """\
 
 def test_zfs_fuse_receives_no_other_way_than_mounted() -> None:
     assert zfs.parse_capabilities(USAGE_FUSE, PROPERTIES_FUSE, ("/usr/sbin/zfs",)) == Capabilities(
-        ("/usr/sbin/zfs",), receive_unmounted=False, written=False
+        ("/usr/sbin/zfs",), frozenset("RDpiI"), frozenset("vnFd")
     )
 
 
 def test_openzfs_receives_unmounted_and_counts_what_was_written() -> None:
-    assert zfs.parse_capabilities(USAGE_OPENZFS, PROPERTIES_OPENZFS, ("zfs",)) == Capabilities(
-        ("zfs",), receive_unmounted=True, written=True
-    )
+    can = zfs.parse_capabilities(USAGE_OPENZFS, PROPERTIES_OPENZFS, ("zfs",))
+    assert {"u", "s", "o", "x", "A"} <= can.receive
+    assert {"w", "L", "c", "e", "X", "t", "n", "P"} <= can.send
+    assert (can.written, can.resumes, can.estimates) == (True, True, True)
 
 
 def test_no_usage_text_means_no_capability() -> None:
