@@ -11,7 +11,8 @@ from collections import Counter
 
 import pytest
 
-pytest_plugins = ["tests.e2e.field"]  # the table of the field's failures
+# The table of the field's failures, and what each lab showed.
+pytest_plugins = ["tests.e2e.field", "tests.labs"]
 
 NUMBERS = ("start states", "kill points", "false answers", "runs")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from tests.e2e.kill_ledger import ROOT, Ledger, Listing
 from tests.e2e.kill_switch import AGENT, FAMILY, MARKER, RECEIVE, RECEIVER
 from tests.e2e.world import CONFIG_DIR, OK, STATE_DIR, World
 from tests.lab import LabError, Node
-from tests.lab.host import SYSTEM_PATH, Fault, When
+from tests.lab.host import Fault, When
 from tests.lab.node import IMAGES
 from tests.lab.process import eventually
 
@@ -217,7 +216,7 @@ class Chain:
 
         What is being sent may be busy: then it is not.
         """
-        zfs = shutil.which("zfs", path=SYSTEM_PATH)
+        zfs = self.world.source.program("zfs")
         return f"{zfs} {verb} {shlex.join(words)} && echo {verb} >>{AMID};"
 
     def _note_amid(self) -> None:
@@ -506,7 +505,7 @@ def count_zfs(node: Node) -> None:
     for program in ("ssh", "mv"):
         (node.root / "bin" / program).unlink(missing_ok=True)
     file = node.root / "bin" / "zfs"
-    file.write_text(COUNTER.format(zfs=shutil.which("zfs", path=SYSTEM_PATH)))
+    file.write_text(COUNTER.format(zfs=node.program("zfs")))
     file.chmod(0o755)
 
 

@@ -5,6 +5,7 @@ Needs a ZFS that counts what was written.
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -45,7 +46,7 @@ def test_discards_of_a_wide_tree_are_foretold_by_name_and_bytes(wide: World) -> 
     world.sync()
     assert world.surplus(world.target) == list(GONE)
     for number, child in enumerate((*WRITTEN, GONE[0]), start=1):
-        world.target.write(f"{world.dst}{child}", "mine", b"x" * 100_000 * number)
+        world.target.write(f"{world.dst}{child}", "mine", os.urandom(100_000 * number))
     world.target.zpool("sync", POOL)
     sizes = {child: written(world, child) for child in (*WRITTEN, GONE[0])}
     assert all(size > 100_000 for size in sizes.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -32,7 +33,7 @@ def token(world: World, dataset: str) -> str:
     return world.prop(world.target, "receive_resume_token", f"{world.dst}{dataset}").value
 
 
-def cut_after(world: World, size: int) -> None:
+def cut_after(world: World, size: int, cut: Callable[[World], object] = sever) -> None:
     """Run the agent and lose the target after so many bytes of the first stream."""
     source, target = world.source, world.target
     pool = world.dst.partition("/")[0]
@@ -47,7 +48,7 @@ def cut_after(world: World, size: int) -> None:
     running = world.start()
     eventually("the stream was passed on up to the cut", source.path(CUT).exists, 60)
     eventually("most of it arrived", lambda: allocated() - before > size // 2, 60)
-    sever(world)
+    cut(world)
     source.path(MEND).touch()
     ended(running, 1)
     all_ended(world)
@@ -110,6 +111,20 @@ def test_an_incremental_stream_that_was_cut_twice_goes_on(one_target: World) -> 
     assert world.sends()[0][1] == "-t"
     assert not world.full_streams()[1:]
     assert_the_rest_was_sent(world)
+    world.assert_equal()
+    world.assert_tidy(world.target)
+    world.assert_check(OK)
+
+
+def test_a_power_cut_of_the_target_amid_a_transfer_loses_nothing(one_target: World) -> None:
+    world = one_target
+    world.sync()
+    world.source.write(f"{world.src}/b", "large", os.urandom(WHOLE))
+    cut_after(world, PART, lambda one: one.target.kill_zfs())
+    world.target.start_zfs()
+    world.watch()
+    world.sync()
+    assert not world.full_streams()
     world.assert_equal()
     world.assert_tidy(world.target)
     world.assert_check(OK)

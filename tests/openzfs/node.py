@@ -18,7 +18,7 @@ from tests.lab.process import eventually
 
 from . import client, guest
 
-FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes", "programs"})
+FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes"})
 PROGRAMS = ("zfs", "zpool", "guest")
 PLACE = "/usr/local/sbin"
 

@@ -192,7 +192,8 @@ def rename_r_takes_who_has_it_or_nobody(zfs: Zfs) -> None:
     assert guids(zfs, "tank/data") == {name.replace("A", "B"): one for name, one in before.items()}
     do(zfs, "snapshot", "tank/data/b@C")
     before = guids(zfs, "tank/data")
-    words = "'tank/data/b@C': a child dataset already has a snapshot with the new name"
+    # OpenZFS names the one that was to be renamed, zfs-fuse the child.
+    words = "a child dataset already has a snapshot with the new name"
     fails(zfs, "rename", "-r", "tank/data@B", "tank/data@C", saying=words)
     assert guids(zfs, "tank/data") == before
     fails(zfs, "rename", "-r", "tank/data@no", "tank/data@C", saying=DOES_NOT_EXIST)
@@ -212,16 +213,17 @@ def destroy_r_takes_the_name_wherever_it_is(zfs: Zfs) -> None:
     do(zfs, "destroy", "tank/data/a@A")
     do(zfs, "destroy", "-r", "tank/data@A")
     assert guids(zfs, "tank/data") == {}
-    words = f"cannot destroy 'tank/data@A': {DOES_NOT_EXIST}"
-    fails(zfs, "destroy", "-r", "tank/data@A", saying=words)
+    # zfs-fuse: dataset does not exist; OpenZFS: could not find any snapshots to destroy.
+    fails(zfs, "destroy", "-r", "tank/data@A", saying="destroy")
 
 
 @scenario
 def what_is_held_is_not_destroyed_but_renamed(zfs: Zfs) -> None:
     tree(zfs, "a")
     do(zfs, "hold", "keep", "tank/data/a@A")
-    words = "cannot destroy 'tank/data/a@A': dataset is busy"
-    fails(zfs, "destroy", "-r", "tank/data@A", saying=words)
+    # zfs-fuse: cannot destroy '...': dataset is busy; OpenZFS: cannot destroy snapshot ...: it's
+    # being held.
+    fails(zfs, "destroy", "-r", "tank/data@A", saying="tank/data/a@A")
     assert "/a@A" in guids(zfs, "tank/data")
     do(zfs, "rename", "tank/data/a@A", "tank/data/a@B")
     assert "/a@B" in guids(zfs, "tank/data")
