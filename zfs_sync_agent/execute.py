@@ -717,12 +717,24 @@ class Run:
             self.settings.show(f"# {text}")
         for step in branch.before:
             self._show_step(worker.side, step)
+        if branch.streams:
+            self._show_size(worker, source, branch)
         for stream in branch.streams:
             send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
             into = stream.receive_argv(
                 worker.side.can, self.resource.receive_options, resumes=self.side.can.resumes
             )
             self.settings.show(f"{send} | {worker.side.shown(into)}")
+
+    def _show_size(self, worker: Worker, source: SourceView, branch: plan.Branch) -> None:
+        if branch.goal in source.tree.datasets[ROOT].snapshots:
+            options = self.resource.send_options
+            sends = [stream.send_argv(source.tree, options) for stream in branch.streams]
+            size = observe.estimate(self.side, sends)
+        else:
+            size = observe.foretell(self.side, source.tree, branch.streams)
+        amount = "an unknown number of" if size is None else f"about {size}"
+        self.settings.show(f"# {worker.node}: {amount} bytes to send")
 
     def _show_partial(
         self, worker: Worker, source: SourceView, view: TargetView, dataset: Dataset

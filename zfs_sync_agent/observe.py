@@ -324,6 +324,22 @@ def estimate(side: Side, sends: Sequence[Sequence[str]]) -> int | None:
     return None if None in sizes else sum(size for size in sizes if size)
 
 
+def foretell(side: Side, tree: Tree, streams: Sequence[zfs.Stream]) -> int | None:
+    """Return about how many bytes streams of a snapshot that is not taken yet will have.
+
+    None where zfs does not tell what was written since the base.
+    """
+    asked: dict[str, list[str]] = {}
+    for stream in streams:
+        for name in tree.datasets if stream.replicate else (stream.relative,):
+            held = stream.base is not None and stream.base in tree.datasets[name].snapshots
+            key = f"written@{stream.base}" if held else "referenced"
+            asked.setdefault(key, []).append(tree.full(name))
+    if not side.can.written and set(asked) - {"referenced"}:
+        return None
+    return sum(sum(read_sizes(side, names, key).values()) for key, names in asked.items())
+
+
 def mountpoints(
     source_side: Side, target_side: Side, source: SourceView
 ) -> tuple[dict[str, str], dict[str, str]]:
