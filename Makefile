@@ -25,8 +25,8 @@ LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
 	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
 MANUALS := mandoc:mandoc
 # What is tried with OpenZFS in half an hour: emulation makes every command slow.
-WITH_OPENZFS := $(addprefix tests/e2e/test_,resume.py formats.py kinds.py discards.py failover.py \
-	repair.py field_cut.py targets.py) tests/zfs_sync_agent/test_contract.py
+WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds.py discards.py \
+	failover.py repair.py field_cut.py) tests/zfs_sync_agent/test_contract.py
 
 GUESTS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils debootstrap:debootstrap mke2fs:e2fsprogs
 FAULTS := strace:strace faketime:faketime

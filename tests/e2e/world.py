@@ -298,8 +298,12 @@ class World:
         return [call for call in sends if not any(word.startswith("-n") for word in call[1:2])]
 
     def full_streams(self, node: Node | None = None) -> list[list[str]]:
-        """Return those without a base."""
-        return [call for call in self.sends(node) if not {"-i", "-I"} & set(call)]
+        """Return those without a base; the rest of a stream that was cut is none."""
+        return [call for call in self.sends(node) if not {"-i", "-I", "-t"} & set(call)]
+
+    def resumed(self, node: Node | None = None) -> int:
+        """Return how many streams that were cut went on."""
+        return len([call for call in self.sends(node) if "-t" in call])
 
     def receives(self, target: Node | None = None) -> list[list[str]]:
         """Return the arguments of every `zfs receive` that was to write data since `watch`."""

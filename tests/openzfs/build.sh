@@ -2,7 +2,8 @@
 # Builds the guest that the OpenZFS lab boots: Debian 12, its cloud kernel, zfs-dkms and
 # zfsutils-linux. $1 is the folder of the result (vmlinuz, initrd.img, root.img, version), which is
 # there whole or not at all; $2 the suite that ZFS comes from: backports (2.3) or stable (2.1).
-# Needs root, and the mirror that this machine's own apt uses. It starts nothing on this machine.
+# Needs root, a mount namespace of its own, and the mirror that this machine's own apt uses. It starts
+# nothing on this machine.
 set -euo pipefail
 result=$1 suite=${2:-backports}
 release=bookworm
@@ -18,7 +19,7 @@ if [ -z "$mirror" ]; then
 fi
 
 mkdir -p "$(dirname "$result")"
-work=$(mktemp -d "$result.XXXXXX")
+work=$(mktemp -d "$result.new-XXXXXX")
 root=$work/root
 
 release_all() {

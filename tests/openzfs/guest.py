@@ -7,6 +7,7 @@ nothing of nodes and pools.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.errors import LabError
@@ -100,16 +100,25 @@ def wake_line(ahead: int) -> bytes:
 
 def prepare() -> str:
     """Build the image and save a guest's state where they are missing; return the ZFS version."""
-    if not (image() / "version").exists():
-        sys.stderr.write(f"openzfs: building {image()}, about 8 minutes\n")
-        with tempfile.TemporaryFile() as log:
-            words = ["bash", str(HERE / "build.sh"), str(image()), SUITE]
-            if subprocess.run(words, stdout=log, stderr=log, check=False).returncode:
-                log.seek(0)
-                raise LabError(f"the image was not built:\n{log.read().decode()[-6000:]}")
-    if not state().exists():
-        _save_state()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in (*CACHE.glob("*.new-*"), *CACHE.glob("*/new-*")):
+            shutil.rmtree(left)  # by a build that was killed; its mounts went with it
+        if not image().exists():
+            _build_image()
+        if not state().exists():
+            _save_state()
     return (image() / "version").read_text().strip()
+
+
+def _build_image() -> None:
+    sys.stderr.write(f"openzfs: building {image()}, about 6 minutes\n")
+    with tempfile.TemporaryFile() as log:
+        build = [tool("unshare"), "--mount", "bash", str(HERE / "build.sh"), str(image()), SUITE]
+        if subprocess.run(build, stdout=log, stderr=log, check=False).returncode:
+            log.seek(0)
+            raise LabError(f"the image was not built:\n{log.read().decode()[-6000:]}")
 
 
 def _save_state() -> None:
@@ -189,11 +198,8 @@ def _migrate(monitor: Path, file: Path) -> None:
         ask("quit")
 
 
-def missing() -> Sequence[str]:
-    """Return the programs that this machine lacks."""
-    wanted = ("qemu-system-x86_64", "qemu-img", "debootstrap", "mke2fs")
-    return [name for name in wanted if not shutil.which(name)]
-
-
 if __name__ == "__main__":
-    sys.stdout.write(f"openzfs: zfs {prepare()} in {image()}\n")
+    try:
+        sys.stdout.write(f"openzfs: zfs {prepare()} in {image()}\n")
+    except LabError as error:
+        sys.exit(f"openzfs: {error}")

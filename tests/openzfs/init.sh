@@ -14,6 +14,7 @@ mkdir -p /images /run/lock /run/sshd /run/pools /run/clones
 ln -s /images /run/images # on the disk: a pool outlives a power cut
 modprobe virtio_net # not zfs: a saved state would give all guests the same row of guids
 echo 'KERNEL=="zfs", MODE="0666"' >/etc/udev/rules.d/99-zfs.rules
+hostname guest.example.com
 ip link set lo up
 /lib/systemd/systemd-udevd --daemon
 for link in /sys/class/net/e*; do

@@ -2,7 +2,7 @@
 
 Agent, check, ssh and cron run on the node, as with zfs-fuse; `zfs` and `zpool` there are those of
 the machine's guest, by client.py. Decides how the guest is started and lost, and how files get into
-its datasets. tests/openzfs/test_machine.py shows the programs inside a guest.
+its datasets; tests/e2e/test_inside.py runs the programs inside the guest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.lab.process import eventually
 
 from . import client, guest
 
-FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes"})
+FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes", "machine"})
 PROGRAMS = ("zfs", "zpool", "guest")
 PLACE = "/usr/local/sbin"
 

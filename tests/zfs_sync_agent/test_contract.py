@@ -18,6 +18,8 @@ every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: 
 class FakeZfs:
     """The zfs of a world with one node."""
 
+    newer = False
+
     def __init__(self) -> None:
         self.world = World({"osol1": {"tank": Dataset(1, 0), "backup": Dataset(2, 0)}})
 
@@ -54,6 +56,7 @@ class RealZfs:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.newer = "resume" in node.features
 
     def run(self, *words: str) -> Said:
         """Run one zfs command."""

@@ -106,5 +106,5 @@ def test_a_part_is_resumed_by_the_guid_of_what_the_source_still_has() -> None:
         ("", False),
     ],
 )
-def test_a_snapshot_that_is_gone_was_ours_by_its_name_below_src(name: str, ours: bool) -> None:  # noqa: FBT001
+def test_a_snapshot_that_is_gone_was_ours_by_its_name_below_src(name: str, ours: bool) -> None:
     assert plan.is_own_snapshot(name, SRC, Names()) is ours
