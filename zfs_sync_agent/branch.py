@@ -21,6 +21,7 @@ from zfs_sync_agent.errors import (
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
+    Dataset,
     Identity,
     Names,
     Snapshot,
@@ -276,23 +277,12 @@ class Branch:
             failure: SyncError | None = None
             if wanted := pairing.resumable(self.source.tree, dataset):
                 context.warn(f"{full} on {self.view.node}: going on with the transfer of {name}")
-                stream = zfs.Stream(
-                    wanted[0],
-                    None,
-                    wanted[1].name,
-                    full,
-                    replicate=False,
-                    intermediary=False,
-                    token=dataset.partial.token,
-                )
-                failure = self._send([stream])
-                self.resumed |= failure is None
+                full = self._place_of_rest(dataset, *wanted)
+                failure = self._send_rest(full, dataset, *wanted)
                 settled = True
                 if failure is None:
                     continue
-                if isinstance(failure, NoAnswer) or _NO_ROOM.search(failure.detail):
-                    raise failure
-            elif not plan.is_own_snapshot(name, self.source.tree.root, context.names):
+            elif not plan.is_sent(name, self.source.tree.root, context.resource):
                 raise Refused(
                     f"{full} on {self.view.node} holds a part of {name or 'another stream'}, which"
                     f" {context.who.source} did not send",
@@ -304,7 +294,63 @@ class Branch:
             change(context, self.side, zfs.drop_partial(full, why))
             settled = True
         if settled:
+            # It may have taken long: the names on the source may be others by now.
+            self.source = observe.observe_source(
+                self.source_side,
+                self.source.tree.root,
+                context.names,
+                context.who.rid_value,
+                recursive=context.resource.recursive,
+                deep=context.resource.intermediary,
+            )
             self._relist(())
+
+    def _send_rest(
+        self, full: str, dataset: Dataset, relative: str, snap: Snapshot
+    ) -> SyncError | None:
+        """Let a receive go on; return why it cannot. Raises SyncError where it was cut again.
+
+        What the listing shows decides, whatever the commands said.
+        """
+        assert dataset.partial is not None  # noqa: S101 - the caller saw it
+        context, token = self.context, dataset.partial.token
+        for step in plan.free_name(self.view, dataset, snap, context.who, context.names):
+            change(context, self.side, step)
+        stream = zfs.Stream(
+            relative, None, snap.name, full, replicate=False, intermediary=False, token=token
+        )
+        failure = self._send([stream])
+        if isinstance(failure, NoAnswer):
+            raise failure
+        self._relist(())
+        tree = self.view.tree
+        now = tree.datasets.get(zfs.relative_to(tree.root, full)) if tree else None
+        if now is None or now.partial is None:
+            self.resumed = True
+            return None
+        if failure is None:
+            raise CommandFailed(
+                f"the rest of {snap.name} did not arrive in {full} on {self.view.node}",
+                untouched="nothing was rotated",
+                hint="the next run goes on with it",
+            )
+        if now.partial.token != token or _NO_ROOM.search(failure.detail):
+            raise failure
+        return failure
+
+    def _place_of_rest(self, dataset: Dataset, relative: str, snap: Snapshot) -> str:
+        """Return where the rest of a cut stream is received.
+
+        It will carry no mark, by which it could be paired with what was renamed on the source
+        meanwhile; so the name has to tell.
+        """
+        assert self.view.tree is not None  # noqa: S101 - the dataset is in it
+        full, suffix = self.view.tree.full(dataset.name), pairing.place_suffix(snap.guid)
+        if dataset.snapshots or dataset.name == relative or full.endswith(suffix):
+            return full
+        why = f"{full} on {self.view.node} was renamed on the source since its stream was cut"
+        change(self.context, self.side, zfs.rename_dataset(full, full + suffix, why))
+        return full + suffix
 
     def _attempt(self, branch: plan.Branch) -> SyncError | None:
         """Do what the plan says, then list the target; return the transfer's failure, if any."""

@@ -25,8 +25,9 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
     """Return source name -> target name of the datasets that are the same one (relative names).
 
     A common guid decides, since a receive renames children on its way: that of the same name first
-    (somebody may have made a copy of a copy), then that of another one which carries our mark. What
-    is left is paired by name, except where the source's dataset is younger than the last common
+    (somebody may have made a copy of a copy), then that of another one which carries our mark, or
+    the name that we gave it (the rest of a cut stream carries no mark). What is left is paired by
+    name, except where the source's dataset is younger than the last common
     snapshot of the root: that is another dataset, created or moved there under the name.
     """
     pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
@@ -38,7 +39,11 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
         snapshot.guid: dataset.name
         for dataset in target.datasets.values()
         for snapshot in dataset.snapshots.values()
-        if dataset.name not in taken and any(one.rid for one in dataset.snapshots.values())
+        if dataset.name not in taken
+        and (
+            any(one.rid for one in dataset.snapshots.values())
+            or dataset.name.endswith(place_suffix(snapshot.guid))
+        )
     }
     for dataset in source.datasets.values():
         newest_first = sorted(dataset.snapshots.values(), key=lambda snap: snap.order, reverse=True)
@@ -54,6 +59,11 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
             pairs[dataset.name] = dataset.name
             taken.add(dataset.name)
     return pairs
+
+
+def place_suffix(guid: str) -> str:
+    """Return the end of the name of a dataset that is received where its own name is taken."""
+    return f".{guid[-6:]}"
 
 
 def newest_common(dataset: Dataset, twin: Dataset | None) -> Snapshot | None:

@@ -117,10 +117,14 @@ def plan_branch(
     )
 
 
-def is_own_snapshot(full: str, root: str, names: Names) -> bool:
-    """Tell by its name whether a snapshot was one that the agent took below a root."""
+def is_sent(full: str, root: str, resource: SyncResource) -> bool:
+    """Tell by its name whether a snapshot is one that the agent sends from below a root.
+
+    With intermediary that is any: somebody else took it, and may have destroyed it since.
+    """
     dataset, _, name = full.partition("@")
-    return names.is_own(name) and (dataset == root or dataset.startswith(f"{root}/"))
+    sent = resource.intermediary or Names(resource.snap_prefix).is_own(name)
+    return sent and (dataset == root or dataset.startswith(f"{root}/"))
 
 
 def _pool_for(source: Tree, target: TargetView) -> str | None:
@@ -235,7 +239,7 @@ def _place(
     taken = set(pairs.values())  # by what was renamed on the source, and is not yet on the target
     if place != name:
         taken |= set(target.datasets if target else ())
-    return f"{place}.{guids.get(name, '')[-6:]}" if place in taken else place
+    return place + pairing.place_suffix(guids.get(name, "")) if place in taken else place
 
 
 def _name_clashes(
@@ -255,6 +259,7 @@ def _name_clashes(
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
+    known = rotating.snapshots_by_guid(source.tree)
     changes = []
     for stand in lacking:
         if stand.target is None or stand.common is None:
@@ -266,15 +271,34 @@ def _name_clashes(
             brought = resource.intermediary and snap.order > stand.common.order
             if not (brought or snap.name == goal) or other is None or other.guid == snap.guid:
                 continue
-            ours = names.is_own(other.name) and other.rid == who.rid_value
+            # The rest of a cut stream carries no mark.
+            mine = other.rid == who.rid_value or other.guid in known
+            ours = names.is_own(other.name) and mine
             # Another resource of the same src uses its names again; they came with our stream.
             passenger = other.rid is not None and other.rid == snap.rid
             if (ours or passenger) and target.mark:
-                kept = names.kept(other)
-                changes.append(zfs.rename_snapshot(full, other.name, kept, recursive=False))
+                changes.append(_keep(full, other, names))
             elif brought or not ours:  # of a first sync that was cut the receive renames it itself
                 raise _in_the_way(target, full, other, snap)
     return changes
+
+
+def free_name(
+    target: TargetView, twin: Dataset, snap: Snapshot, who: Identity, names: Names
+) -> list[zfs.Change]:
+    """Return what frees the name that a snapshot has by now for the rest of its stream.
+
+    Where another target got it meanwhile it is @sent on the source, and an older one is here.
+    """
+    other = twin.snapshots.get(snap.name)
+    if other is None or not target.mark or target.tree is None:
+        return []
+    ours = names.is_own(other.name) and other.rid == who.rid_value
+    return [_keep(target.tree.full(twin.name), other, names)] if ours else []
+
+
+def _keep(full: str, snap: Snapshot, names: Names) -> zfs.Change:
+    return zfs.rename_snapshot(full, snap.name, names.kept(snap), recursive=False)
 
 
 def _check_sent_is_ours(
