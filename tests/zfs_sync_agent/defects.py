@@ -4,6 +4,7 @@ Each stands for a mistake that a tool of this kind could make, and most of them 
 tool did make. They prove that the proof can fail; nothing here is ever part of the agent.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +16,17 @@ import pytest
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
 from zfs_sync_agent import branch, execute, judge, observe, pairing, plan, record, rotating, zfs
 from zfs_sync_agent.branch import Branch
-from zfs_sync_agent.errors import NoAnswer, SyncError
+from zfs_sync_agent.errors import CommandFailed, NoAnswer, SyncError
 from zfs_sync_agent.execute import Run, Worker
-from zfs_sync_agent.model import ROOT, Names, SourceView, TargetView, Tree
+from zfs_sync_agent.model import (
+    ROOT,
+    Dataset,
+    Names,
+    Snapshot,
+    SourceView,
+    TargetView,
+    Tree,
+)
 from zfs_sync_agent.record import Lock
 from zfs_sync_agent.rotating import Knowledge
 from zfs_sync_agent.transport import Answer
@@ -557,3 +566,62 @@ def _(patch: Patch) -> None:
 @defect("a dataset that is being received is taken for somebody's", "why", "first sync", "killed")
 def _(patch: Patch) -> None:
     patch.setattr(judge, "check_not_in_flight", lambda *_: None)
+
+
+# --- receives that were cut -----------------------------------------------------------------------
+
+
+@defect(
+    "a token is followed without a look at its guid",
+    "I7",
+    "somebody's cut stream from the source, resumable",
+)
+def _(patch: Patch) -> None:
+    def any_of(source: Tree, dataset: Dataset) -> tuple[str, Snapshot] | None:
+        newest = max(source.datasets[ROOT].snapshots.values(), key=lambda snap: snap.order)
+        return (ROOT, newest) if dataset.partial else None
+
+    patch.setattr(pairing, "resumable", any_of)
+
+
+@defect("somebody's cut receive is given up", "I7", "somebody's cut stream, resumable")
+def _(patch: Patch) -> None:
+    patch.setattr(plan, "is_sent", lambda *_: True)
+
+
+@defect("a cut receive is left as it is", "I5", "B left, target at A, resumable", "killed")
+def _(patch: Patch) -> None:
+    patch.setattr(Branch, "_settle_partials", lambda _self: None)
+
+
+@defect(
+    "a cut receive is given up and sent again", "I5", "B left, target at A, resumable", "killed"
+)
+def _(patch: Patch) -> None:
+    patch.setattr(pairing, "resumable", lambda *_: None)
+
+
+@defect(
+    "the rest of a cut stream is received where a name is in the way",
+    "I5",
+    "a cut stream of what is @sent by now, resumable",
+)
+def _(patch: Patch) -> None:
+    patch.setattr(plan, "free_name", lambda *_: [])
+
+
+@defect(
+    "the rest of a cut stream has come because the commands say so",
+    "I2",
+    "a cut stream of a child that was renamed, resumable",
+    "misled",
+)
+def _(patch: Patch) -> None:
+    rest = Branch._send_rest
+
+    def trusting(self: Branch, *args: Any) -> SyncError | None:
+        with contextlib.suppress(CommandFailed):
+            return rest(self, *args)
+        return None
+
+    patch.setattr(Branch, "_send_rest", trusting)

@@ -25,6 +25,9 @@ from zfs_sync_agent.transport import Answer, Shell
 from .fakezfs import Killed, World
 from .notation import WHO
 
+USAGE = "usage:\n\treceive [-vMnsFhu] <filesystem>\n"
+USAGE_RESUMES = f"{USAGE}\treceive -A <filesystem>\n\tsend -t <receive_resume_token>\n"
+
 
 class FakeShell(Shell):
     """A shell on a node of a world: zfs, and what the agent asks besides."""
@@ -48,7 +51,7 @@ class FakeShell(Shell):
             case ["command", "-v", "zfs"]:
                 return Answer(0, f"/{self.node}/zfs\n", "")
             case ["zfs"]:
-                return Answer(2, "", "usage:\n\treceive [-vMnsFhu] <filesystem>\n")
+                return Answer(2, "", USAGE_RESUMES if self._world.resumes else USAGE)
             case ["zfs", "get"]:
                 return Answer(2, "", "\twritten NO NO <size>\n")
             case ["zfs", *argv] | [_, *argv] if words[0].endswith("zfs"):

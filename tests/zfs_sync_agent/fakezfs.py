@@ -14,6 +14,7 @@ from check_zfs_sync.statefile import TargetState
 from zfs_sync_agent.errors import NoAnswer
 from zfs_sync_agent.model import RID
 from zfs_sync_agent.transport import Answer, Stage, Transfer
+from zfs_sync_agent.zfs import TOKEN
 
 from .notation import EPOCH
 
@@ -52,17 +53,18 @@ class Snap:
 
 @dataclass
 class Dataset:
-    """A dataset; `ident` stays with it when it is renamed."""
+    """A dataset; `ident` stays with it when it is renamed; `partial`: a receive was cut there."""
 
     ident: int
     txg: int
     snaps: dict[str, Snap] = field(default_factory=dict)
     props: dict[str, tuple[str, str]] = field(default_factory=dict)
     written: int = 0
+    partial: "Partial | None" = None
 
     def copy(self) -> "Dataset":
         """Return an independent one."""
-        return Dataset(self.ident, self.txg, dict(self.snaps), dict(self.props), self.written)
+        return replace(self, snaps=dict(self.snaps), props=dict(self.props))
 
     def at(self, guid: str) -> str | None:
         """Return the name of the snapshot with that guid."""
@@ -85,6 +87,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """What a receive that was cut is for, which is all that its token says.
+
+    `base` '' is a full one; `name` the snapshot's full name when it was sent.
+    """
+
+    guid: str
+    base: str
+    name: str
+
+    @property
+    def token(self) -> str:
+        """Return the token, which holds all of it."""
+        return ",".join((self.guid, self.base, self.name))
+
+    @classmethod
+    def of(cls, token: str) -> "Partial":
+        """Return what a token says."""
+        return cls(*token.split(","))
+
+
+@dataclass(frozen=True)
 class Action:
     """One change of a receive, not done yet."""
 
@@ -101,11 +125,19 @@ class Orphan:
 
 
 class ZfsError(Exception):
-    """What zfs would say on stderr before it exits 1."""
+    """What zfs would say on stderr before it exits with a status."""
+
+    status = 1
 
 
 class SendError(ZfsError):
     """What the sending zfs would say; the receiver may find nothing wrong."""
+
+
+class ResumeError(SendError):
+    """What a send by a token says that cannot go on."""
+
+    status = 255
 
 
 Pools = dict[str, dict[str, Dataset]]
@@ -139,18 +171,22 @@ class World:
 
     A step is one change that ZFS commits at once. `watch` is called after each with the node and
     the words, those of the state file included. `taken` knows of every snapshot of the source, also
-    of those that are gone: guid -> dataset and creation.
+    of those that are gone: guid -> dataset and creation. `resumes`: each ZFS knows `receive -s`,
+    and keeps what it received of a dataset when it is cut.
     """
 
-    def __init__(self, pools: Pools, txg: int = 100) -> None:
+    def __init__(self, pools: Pools, txg: int = 100, *, resumes: bool = False) -> None:
         self.pools = pools
         self.txg = txg
+        self.resumes = resumes
         self.state: dict[str, TargetState] = {}
         self.trouble = Trouble()
         self.steps = 0
         self.transfers = 0
         self.readings: dict[str, int] = {}
         self.full_streams: list[str] = []
+        self.resumed: set[tuple[str, Partial]] = set()
+        self.bare: set[str] = set()  # guids of what had a mark and arrived without it
         self.orphan: Orphan | None = None
         self.by_orphan = False  # the step that is watched is not the agent's
         self.unfinished: set[tuple[str, str]] = set()  # datasets of a full receive that was cut
@@ -168,9 +204,10 @@ class World:
             node: {name: dataset.copy() for name, dataset in datasets.items()}
             for node, datasets in self.pools.items()
         }
-        twin = World(pools, self.txg)
+        twin = World(pools, self.txg, resumes=self.resumes)
         twin.state = dict(self.state)
         twin.taken = dict(self.taken)
+        twin.bare = set(self.bare)
         return twin
 
     def mend(self) -> None:
@@ -189,6 +226,21 @@ class World:
     def below(self, node: str, root: str) -> list[str]:
         """Return the names of a tree, parents first."""
         return sorted(n for n in self.pools[node] if n == root or n.startswith(f"{root}/"))
+
+    def partials(self, node: str) -> dict[str, Partial]:
+        """Return the datasets in which a receive was cut that can go on, by name."""
+        datasets = self.pools[node].items()
+        return {name: one.partial for name, one in datasets if one.partial is not None}
+
+    def find(self, node: str, guid: str) -> tuple[str, str] | None:
+        """Return dataset and name of the snapshot with a guid, wherever it is on a node."""
+        hits = ((name, one.at(guid)) for name, one in self.pools[node].items())
+        return next(((name, label) for name, label in hits if label is not None), None)
+
+    def can_go_on(self, node: str, partial: Partial) -> bool:
+        """Tell whether a node has what the rest of a receive needs."""
+        needed = filter(None, (partial.guid, partial.base))
+        return all(self.find(node, guid) is not None for guid in needed)
 
     def check_alive(self, node: str) -> None:
         """Raise what a command meets that is run now: Killed, NoAnswer."""
@@ -251,13 +303,15 @@ class World:
         out: list[str] = []
         err: list[str] = []
         act = getattr(self, f"_{argv[0]}")
+        failed = 1
         try:
             act(node, list(argv[1:]), list(names), out, err)
         except ZfsError as error:
+            failed = error.status
             err += str(error).splitlines()
         self.check_alive(node)  # it may have been done, and the answer lost
         text = "".join(f"{line}\n" for line in out)
-        return Answer(1 if err else 0, text, "".join(f"{line}\n" for line in err))
+        return Answer(failed if err else 0, text, "".join(f"{line}\n" for line in err))
 
     def _open(self, node: str, name: str) -> Dataset:
         dataset, at, snap = name.partition("@")
@@ -381,7 +435,9 @@ class World:
             )
         self._open(node, words[-1])
         for one in holders:  # in a newer ZFS those before the busy one are gone then
-            if self.pools[node][one].snaps[name].held:
+            dataset = self.pools[node][one]
+            snap = dataset.snaps[name]
+            if snap.held or (dataset.partial and dataset.partial.base == snap.guid):
                 raise ZfsError(f"cannot destroy '{one}@{name}': dataset is busy")
             with self.step(node, ("destroy", f"{one}@{name}")):
                 del self.pools[node][one].snaps[name]
@@ -436,6 +492,42 @@ class World:
 
     # --- send and receive ---------------------------------------------------------------------
 
+    def _send(
+        self, node: str, words: list[str], _names: list[str], out: list[str], _err: list[str]
+    ) -> None:
+        """Say what a token is for, also where its snapshot is gone."""
+        assert words[0] == "-nvt"
+        partial = Partial.of(words[1])
+        out += ["resume token contents:", f"\ttoguid = 0x{int(partial.guid):x}"]
+        out.append(f"\ttoname = {partial.name}")
+        self._rest_of(node, partial)
+
+    def _rest_of(self, node: str, partial: Partial) -> Piece:
+        """Return the rest that a token asks for, under the name of now; it has no properties."""
+        found = self.find(node, partial.guid)
+        if found is None or not self.can_go_on(node, partial):
+            raise ResumeError(
+                f"cannot resume send: '{partial.name}' used in the initial send no longer exists"
+            )
+        dataset, label = found
+        snap = self.pools[node][dataset].snaps[label]
+        return Piece(dataset, "", partial.base or None, ((label, snap),), (), ())
+
+    def _receive(
+        self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
+    ) -> None:
+        """Give up a receive that was cut."""
+        assert words[0] == "-A"
+        name = words[1]
+        dataset = self._open(node, name)
+        partial = dataset.partial
+        if partial is None:
+            raise ZfsError(f"'{name}' does not have any resumable receive state to abort")
+        with self.step(node, ("receive", *words)):
+            dataset.partial = None
+            if not partial.base:
+                del self.pools[node][name]
+
     def send(self, node: str, argv: Sequence[str]) -> list[Piece]:
         """Return what a stream announces. Raises ZfsError."""
         root, _, goal = argv[-1].partition("@")
@@ -473,11 +565,19 @@ class World:
         return Piece(name, relative, guid, tuple(wanted), names, props)
 
     def _receiving(
-        self, sender: str, node: str, into: str, pieces: Sequence[Piece], *, replicate: bool
+        self,
+        sender: str,
+        node: str,
+        into: str,
+        pieces: Sequence[Piece],
+        *,
+        replicate: bool,
+        keep: bool,
     ) -> Iterator[Action]:
         """Receive a stream at an exact name, one action per change. Raises ZfsError.
 
-        A dataset is sent when its turn comes: a goal that was renamed meanwhile is skipped.
+        A dataset is sent when its turn comes: a goal that was renamed meanwhile is skipped. `keep`
+        what is received of a snapshot, if it is cut.
         """
         if replicate:
             yield from self._follow_names(node, into, pieces)
@@ -489,10 +589,11 @@ class World:
                 skipped = f"{piece.dataset}@{goal}"
                 continue
             name = f"{into}{piece.relative}"
-            if piece.base is None:
-                yield from self._receive_full(node, name, piece)
-            else:
-                yield from self._receive_incremental(node, name, piece)
+            for part in _parts(piece) if keep else (piece,):
+                if part.base is None:
+                    yield from self._receive_full(node, name, part, keep=keep)
+                else:
+                    yield from self._receive_incremental(node, name, part, keep=keep)
         if skipped:
             raise SendError(f"WARNING: could not send {skipped}: does not exist")
 
@@ -530,8 +631,16 @@ class World:
             for name, snap in piece.snaps
         }
 
-    def _receive_full(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
+    def _check_no_partial(self, node: str, name: str) -> None:
+        if name in self.partials(node):
+            raise ZfsError(
+                f"cannot receive: destination {name} contains partially-complete state from"
+                ' "zfs receive -s".'
+            )
+
+    def _receive_full(self, node: str, name: str, piece: Piece, *, keep: bool) -> Iterator[Action]:
         """A dataset without a snapshot comes first; if the receive is cut, it is taken away."""
+        self._check_no_partial(node, name)
         if name in self.pools[node]:
             raise ZfsError(
                 f"cannot receive new filesystem stream: destination '{name}' exists\n"
@@ -544,23 +653,46 @@ class World:
 
         def begin() -> None:
             self.pools[node][name] = new
-            self.unfinished.add((node, name))
+            if keep:
+                new.partial = _partial(piece)
+                new.props.update({key: (value, "received") for key, value in piece.props})
+            else:
+                self.unfinished.add((node, name))
 
         def end() -> None:
             self.full_streams.append(f"{node}:{name}")
             self.unfinished.discard((node, name))
-            new.snaps.update(self._arrived(piece))
-            new.props.update({key: (value, "received") for key, value in piece.props})
+            self._arrive(new, piece)
 
         yield Action(("(receive) begin", name), begin)
         yield Action(("(receive) full", name), end)
 
-    def _receive_incremental(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
+    def _arrive(self, dataset: Dataset, piece: Piece) -> None:
+        dataset.partial = None
+        dataset.snaps.update(self._arrived(piece))
+        for key, value in piece.props:
+            if dataset.props.get(key, ("", ""))[1] != "local":
+                dataset.props[key] = (value, "received")
+
+    def _receive_incremental(
+        self, node: str, name: str, piece: Piece, *, keep: bool
+    ) -> Iterator[Action]:
+        self._check_no_partial(node, name)
         dataset = self.pools[node].get(name)
         if dataset is None:
             raise ZfsError(
                 f"cannot receive incremental stream: destination '{name}' does not exist"
             )
+        self._check_incremental(dataset, name, piece)
+
+        def begin() -> None:
+            dataset.partial = _partial(piece)
+
+        if keep:
+            yield Action(("(receive) begin", name), begin)
+        yield Action(("(receive) incremental", name), lambda: self._arrive(dataset, piece))
+
+    def _check_incremental(self, dataset: Dataset, name: str, piece: Piece) -> None:
         base = dataset.snaps.get(dataset.at(piece.base or "") or "")
         if dataset.snaps and (
             base is None or any(s.data and s.txg > base.txg for s in dataset.snaps.values())
@@ -577,13 +709,23 @@ class World:
         if clash := [one for one, _ in piece.snaps if one in dataset.snaps]:
             raise ZfsError(f"cannot restore to {name}@{clash[0]}: destination already exists")
 
-        def do() -> None:
-            dataset.snaps.update(self._arrived(piece))
-            for key, value in piece.props:
-                if dataset.props.get(key, ("", ""))[1] != "local":
-                    dataset.props[key] = (value, "received")
+    def _going_on(self, sender: str, node: str, name: str, token: str) -> Iterator[Action]:
+        """Receive the rest of what was cut; cut again, it can go on once more."""
+        partial = Partial.of(token)
+        piece = self._rest_of(sender, partial)
+        dataset = self.pools[node].get(name)
+        if dataset is None or dataset.partial != partial:
+            raise ZfsError(f"cannot receive resume stream: {name} has no such partial state")
+        if partial.base:
+            self._check_incremental(dataset, name, piece)
 
-        yield Action(("(receive) incremental", name), do)
+        def end() -> None:
+            self.resumed.add((node, partial))
+            ((label, snap),) = piece.snaps
+            self.bare |= {snap.guid} if snap.rid else set()
+            self._arrive(dataset, replace(piece, snaps=((label, replace(snap, rid=None)),)))
+
+        yield Action(("(receive) resumed", name), end)
 
     def _carry(
         self, node: str, pairs: Sequence[tuple[Sequence[str], Sequence[str]]], *, gap: bool
@@ -591,6 +733,10 @@ class World:
         """Run several streams over one connection, each if the one before it did well."""
         for number, (words, into) in enumerate(pairs, start=1):
             sender = node_of(words[0])
+            if "-t" in words:
+                if not gap or number < len(pairs):
+                    yield from self._going_on(sender, node, into[-1], words[-1])
+                continue
             try:
                 pieces = self.send(sender, words[1:])
             except ZfsError as error:
@@ -598,7 +744,9 @@ class World:
             if gap and number == len(pairs):
                 pieces = pieces[:-1]
             where = landing(words[-1], into)
-            yield from self._receiving(sender, node, where, pieces, replicate="-R" in words)
+            yield from self._receiving(
+                sender, node, where, pieces, replicate="-R" in words, keep="-s" in into
+            )
 
     def transfer(
         self,
@@ -637,6 +785,19 @@ class World:
             raise
 
 
+def _partial(piece: Piece) -> Partial:
+    ((label, snap),) = piece.snaps
+    return Partial(snap.guid, piece.base or "", f"{piece.dataset}@{label}")
+
+
+def _parts(piece: Piece) -> Iterator[Piece]:
+    """Return the stream of each snapshot: only the one that is cut is received in part."""
+    base = piece.base
+    for label, snap in piece.snaps:
+        yield replace(piece, base=base, snaps=((label, snap),))
+        base = snap.guid
+
+
 def _chain(first: Action, rest: Iterator[Action]) -> Iterator[Action]:
     yield first
     yield from rest
@@ -644,11 +805,13 @@ def _chain(first: Action, rest: Iterator[Action]) -> Iterator[Action]:
 
 def _properties(dataset: Dataset, snap: Snap | None) -> dict[str, tuple[str, str]]:
     if snap is None:
+        fresh = dataset.partial is not None and not dataset.partial.base
         return {
             "guid": (str(dataset.ident), "-"),
             "creation": (str(EPOCH + 60 * dataset.txg), "-"),
             "createtxg": (str(dataset.txg), "-"),
-            "written": (str(dataset.written), "-"),
+            "written": (str(4096 if fresh else dataset.written), "-"),
+            TOKEN: (dataset.partial.token if dataset.partial else "-", "-"),
         }
     return {
         "guid": (snap.guid, "-"),

@@ -14,7 +14,7 @@ from check_zfs_sync.statefile import digest
 from zfs_sync_agent.execute import Outcome
 from zfs_sync_agent.model import MARK, TARGETS, parse_nodes
 
-from .fakezfs import Dataset, World
+from .fakezfs import Dataset, Partial, World
 from .notation import EPOCH, WHO
 
 SOURCE = "osol1"
@@ -40,6 +40,7 @@ class _Seen:
     strange: set[tuple[object, ...]]
     outside: Outside
     written: dict[int, int]
+    partials: dict[int, Partial]
 
 
 class Guard:
@@ -83,6 +84,10 @@ class Guard:
                     found[here.ident, ident] = max(guids[guid] for guid in shared)
         return found
 
+    def _is_ours(self, partial: Partial) -> bool:
+        below = partial.name.startswith((f"{self.src}@", f"{self.src}/"))
+        return below and partial.guid in self.world.taken
+
     def _strange(self, node: str) -> set[tuple[object, ...]]:
         """Return what the agent neither took nor sent; on the source the datasets themselves."""
         pool = self.world.pools[node]
@@ -93,12 +98,16 @@ class Guard:
             foreign = {
                 (one.ident, None if snap.guid in taken else label, snap.guid)
                 for label, snap in one.snaps.items()
-                if snap.rid != WHO.rid_value
+                if snap.rid != WHO.rid_value and snap.guid not in self.world.bare
             }
             found |= foreign
             parent, _, leaf = name.rpartition("/")
             above = pool[parent].ident if parent in pool else None
             sent = len(foreign) < len(one.snaps) or (node, name) in self.world.unfinished
+            if one.partial is not None and self._is_ours(one.partial):
+                sent = True
+            elif one.partial is not None:
+                found.add((one.ident, one.partial))
             if node == SOURCE or not sent:
                 found.add((one.ident, leaf, above))
         return found
@@ -106,15 +115,21 @@ class Guard:
     def _outside(self, node: str) -> Outside:
         tree = self.inside(node)
         return {
-            name: (one.ident, dict(one.snaps), dict(one.props), one.written)
+            name: (one.ident, dict(one.snaps), dict(one.props), one.written, one.partial)
             for name, one in self.world.pools[node].items()
             if name not in tree
         }
 
     def _look(self, node: str) -> _Seen:
-        written = {one.ident: one.written for one in self.world.pools[node].values()}
+        pool = self.world.pools[node]
+        written = {
+            one.ident: one.written
+            for one in pool.values()
+            if one.snaps or one.partial is None  # else there is only what was cut
+        }
+        partials = {pool[n].ident: one for n, one in self.world.partials(node).items()}
         common = {} if node == SOURCE else self.common(node)
-        return _Seen(common, self._strange(node), self._outside(node), written)
+        return _Seen(common, self._strange(node), self._outside(node), written, partials)
 
     # --- when a run begins and ends -----------------------------------------------------------
 
@@ -135,6 +150,12 @@ class Guard:
         # Where another target has B it is rotated first; then nothing tells what was being sent.
         alone = len(self.nodes) == 1
         self.in_flight = set(self.world.unfinished) if alone else set()
+        self.in_flight |= {
+            (node, name)
+            for node in self.nodes
+            for name, partial in self.world.partials(node).items()
+            if self._is_ours(partial)
+        }
         self.closed = {node for node in self.nodes if self._is_closed(node)}
         if self.is_standby() or self._has_foreign_names():
             self.closed = {SOURCE, *self.nodes}
@@ -195,6 +216,8 @@ class Guard:
         )
         guids = {snap.guid for snap in here.snaps.values()}
         shared = [snap.txg for snap in there.snaps.values() if snap.guid in guids]
+        if not there.snaps and there.partial and self.world.can_go_on(SOURCE, there.partial):
+            return False  # our own first stream, cut inside its first dataset
         if not shared or (kind != "local" and taken_there):
             return True
         newer = [s for s in there.snaps.values() if s.rid == WHO.rid_value and s.txg > max(shared)]
@@ -207,7 +230,8 @@ class Guard:
             person = error is not None and error.result in PERSON
             if error is not None and person and not (error.reason and error.hint):
                 self._fail("why", f"{one.node}: {error.result}, without reason or hint")
-            if person and any(n == one.node and name in str(error) for n, name in self.in_flight):
+            said = str(error).split()
+            if person and any(n == one.node and name in said for n, name in self.in_flight):
                 self._fail("why", f"{one.node}: a person is asked for what mends itself: {error}")
             if self.is_standby() or not self._has_sent():
                 continue
@@ -236,6 +260,7 @@ class Guard:
         else:
             self._hold_common(node, before.common, after.common, "I1")
             self._hold_written(node, before.written, after.written)
+            self._hold_partials(node, before, after)
         if lost := before.strange - after.strange:
             self._fail("I7", f"{node}: touched {sorted(map(str, lost))}")
         self._hold_outside(node, before.outside, after.outside)
@@ -255,6 +280,17 @@ class Guard:
             again = {here for here, _ in after.keys() - before.keys()}
             if again & {here for here, _ in before}:
                 self._fail("I5", f"{node}: a full stream, though a base is there")
+
+    def _hold_partials(self, node: str, before: _Seen, after: _Seen) -> None:
+        """What was received is not given up while the source has the rest of it."""
+        if self._words[0] == "(receive) resumed":
+            return
+        for ident, one in before.partials.items():
+            in_the_way = before.written.get(ident)
+            if ident in after.partials or in_the_way or not self.world.can_go_on(SOURCE, one):
+                continue
+            if self._words[0] != "(receive) full" and self._words[0] != "(receive) incremental":
+                self._fail("I5", f"{node}: given up, though the source has {one.name}")
 
     def _hold_outside(self, node: str, before: Outside, after: Outside) -> None:
         for name, one in before.items():

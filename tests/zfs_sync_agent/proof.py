@@ -17,7 +17,7 @@ from zfs_sync_agent.model import RETAINED
 from .fakerun import run_agent
 from .fakezfs import Endless, World
 from .laws import PERSON, SOURCE, Guard, Violation
-from .worlds import LATE, STANDARD, Scenario
+from .worlds import LATE, RESUMABLE, STANDARD, Scenario
 
 RUNS = 3  # within so many runs everything is in sync again
 
@@ -35,6 +35,7 @@ class Lab:
     def start(self) -> World:
         """Return a fresh world under guard."""
         state = self.scenario.build()
+        state.resumes = self.scenario.resumes
         Guard(state, self.resource)
         return state
 
@@ -90,6 +91,8 @@ class Lab:
                     own = {one for one in own if not one.startswith(("hand", "recv-"))}
                 if own != {"sent"} or held["sent"].guid != here.snaps["sent"].guid:
                     wrong.append(f"{node}{name}: {held}")
+        for node in self.nodes:
+            wrong += [f"{node}{name}: {one}" for name, one in state.partials(node).items()]
         root = state.pools[SOURCE][src]
         if RETAINED in root.props and not busy:
             wrong.append(f"retained: {root.props[RETAINED]}")
@@ -166,10 +169,19 @@ class Lab:
         state.trouble.fuse = fuse
         self.run(state)
         cut = bool(state.unfinished)
+        partials = {
+            (node, one)
+            for node in self.nodes
+            for name, one in state.partials(node).items()
+            if state.can_go_on(SOURCE, one) and not state.pools[node][name].written
+        }
         state.mend()
         state.trouble.down = set(down)
         self.run(state, linger=linger)
-        self.settle(state, f"killed after {fuse}, then away {down}")
+        why = f"killed after {fuse}, then away {down}"
+        self.settle(state, why)
+        if self.scenario.end == "sync" and (again := partials - state.resumed):
+            raise Violation("I5", f"{why}: sent again instead of resumed: {again}", state.log)
         return cut
 
     def lost(self) -> Iterator[str]:
@@ -268,7 +280,7 @@ Case = tuple[Scenario, str]
 CASES: tuple[Case, ...] = tuple(
     (scenario, fault)
     for faults in (["undisturbed"], [one for one in FAULTS if one != "undisturbed"])
-    for scenario in (*STANDARD, *LATE)
+    for scenario in (*STANDARD, *LATE, *RESUMABLE)
     for fault in faults
 )
 

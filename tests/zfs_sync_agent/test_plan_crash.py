@@ -19,6 +19,7 @@ from .worlds import (
     LATE,
     ONE,
     REFUSED,
+    RESUMABLE,
     STANDARD,
     Scenario,
     after_a_failure,
@@ -77,6 +78,15 @@ def test_a_run_that_nothing_disturbs_ends_in_sync(situation: Scenario) -> None:
 @cases(*REFUSED)
 def test_what_must_not_be_written_to_is_refused(situation: Scenario) -> None:
     prove(situation, "undisturbed")
+
+
+# --- receives that can go on ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", proof.FAULTS)
+@pytest.mark.parametrize("situation", RESUMABLE, ids=str)
+def test_what_was_received_before_a_cut_is_not_sent_again(situation: Scenario, fault: str) -> None:
+    prove(situation, fault)
 
 
 # --- joins that are cut more than once ----------------------------------------------------------

@@ -58,8 +58,10 @@ class CloneWorld(World):
             self.origins[txg] = origin.guid
             self.never_received.add(txg)
 
-    def _receive_incremental(self, node: str, name: str, piece: Piece) -> Iterator[Action]:
-        for action in super()._receive_incremental(node, name, piece):
+    def _receive_incremental(
+        self, node: str, name: str, piece: Piece, *, keep: bool
+    ) -> Iterator[Action]:
+        for action in super()._receive_incremental(node, name, piece, keep=keep):
             yield Action(action.words, partial(self._receive_first, node, name, action.do))
 
     def _receive_first(self, node: str, name: str, do: Callable[[], None]) -> None:

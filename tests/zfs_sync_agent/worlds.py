@@ -11,7 +11,7 @@ from check_zfs_sync.statefile import Attempt, TargetState
 from zfs_sync_agent.model import MARK, RETAINED, TARGETS, Names, Snapshot
 
 from . import notation
-from .fakezfs import Dataset, Snap, World
+from .fakezfs import Dataset, Partial, Snap, World
 from .notation import DST, EPOCH, SRC, WHO
 
 NODES = ("osol2", "osol3")
@@ -147,6 +147,25 @@ def taken_there(state: World) -> World:
     return state
 
 
+def cut(state: World, name: str, guid: str, base: str, told: str) -> World:
+    """Return the world after a receive was cut on the target; without a `base` it made the dataset.
+
+    `told` is the name that the snapshot had, below the pool of the source.
+    """
+    there, full = state.pools["osol2"], f"{DST}/{name}" if name else DST
+    if not base:
+        txg = state.next_txg()
+        there[full] = Dataset(txg, txg)
+    there[full].partial = Partial(guid, base, f"osol1_z3_root/{told}")
+    return state
+
+
+def forgotten(state: World, guid: str) -> World:
+    """Return the world whose source took a snapshot with that guid, which is gone."""
+    state.taken[guid] = (0, 0)
+    return state
+
+
 def after_a_failure(state: World) -> World:
     """Return the world after a run that failed: own names may be anywhere, so all are listed."""
     failed = Attempt(EPOCH, EPOCH, "failed", "cut")
@@ -168,7 +187,8 @@ class Scenario:
     """A situation before a run. `full`: a full stream is right there.
 
     `end`: what a few undisturbed runs make of it, all in sync or a refusal. `late`: joins act when
-    all else is done; a single thread can show no more of what goes on beside.
+    all else is done; a single thread can show no more of what goes on beside. `resumes`: a receive
+    that is cut can go on.
     """
 
     name: str
@@ -177,9 +197,11 @@ class Scenario:
     full: bool = False
     end: str = "sync"
     late: bool = False
+    resumes: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}, late" if self.late else self.name
+        words = (self.name, "late" if self.late else "", "resumable" if self.resumes else "")
+        return ", ".join(filter(None, words))
 
     @property
     def resource(self) -> SyncResource:
@@ -469,9 +491,99 @@ REFUSED = (
     ),
 )
 
+# A receive that was cut, and can go on.
+REST = (
+    Scenario(
+        "a first stream that was cut",
+        lambda: cut(world(_both("tosend:2"), None), "", "100002", "", "data@tosend"),
+        full=True,
+    ),
+    Scenario(
+        "a child's stream that was cut",
+        lambda: cut(world(LEFT, {**BOTH, "": LEFT[""]}), "a", "200002", "200001", "data/a@tosend"),
+    ),
+    Scenario(
+        "a new child's stream that was cut",
+        lambda: cut(world({**LEFT, "b": "tosend:2"}, LEFT), "b", "300002", "", "data/b@tosend"),
+    ),
+    Scenario(
+        "a cut stream of a child that was renamed",
+        lambda: cut(world({**LEFT, "c": "tosend:2"}, LEFT), "b", "400002", "", "data/b@tosend"),
+    ),
+    Scenario(
+        "a cut stream of what is @sent by now",
+        lambda: cut(
+            world(_both("kept:1 sent:2"), BOTH, retained="kept:1=osol2"),
+            "",
+            "100002",
+            "100001",
+            "data@tosend",
+        ),
+    ),
+    Scenario(
+        "a cut stream of what is gone",
+        lambda: cut(
+            forgotten(world(BOTH, BOTH), "200009"), "a", "200009", "200001", "data/a@tosend"
+        ),
+    ),
+    Scenario(
+        "a cut stream of a new child that is gone",
+        lambda: cut(forgotten(world(BOTH, BOTH), "300009"), "b", "300009", "", "data/b@tosend"),
+    ),
+    Scenario(
+        "a cut stream of a new child's snapshot that is gone",
+        lambda: cut(
+            forgotten(world({**BOTH, "b": ""}, BOTH), "300009"), "b", "300009", "", "data/b@tosend"
+        ),
+        full=True,
+    ),
+    Scenario(
+        "a cut stream to what was written to",
+        lambda: cut(written(world(LEFT, BOTH), "a"), "a", "200002", "200001", "data/a@tosend"),
+    ),
+    Scenario(
+        "a cut stream of somebody's snapshot in between",
+        lambda: cut(world(_both("sent:1 daily:2!"), BOTH), "", "100002", "100001", "data@daily"),
+        {"intermediary": True},
+    ),
+    Scenario(
+        "a cut stream of somebody's snapshot in between that is gone",
+        lambda: cut(forgotten(world(BOTH, BOTH), "100002"), "", "100002", "100001", "data@daily"),
+        {"intermediary": True},
+    ),
+    Scenario(
+        "somebody's cut stream",
+        lambda: cut(world(BOTH, BOTH), "x", "555", "", "other@sent"),
+        end="refused",
+    ),
+    Scenario(
+        "somebody's cut stream from the source",
+        lambda: cut(world(BOTH, BOTH), "x", "777", "", "data2@sent"),
+        end="refused",
+    ),
+)
+_CUT_AGAIN = (
+    "B left, target at A",
+    "lagging",
+    "one dataset lags",
+    "with history",
+    "two swapped children",
+    "a foreign snapshot",
+    "a written replica",
+    "first sync",
+    "a newly born child",
+    "a child is lost, another has its new name",
+    "a re-created child",
+)
+
 # A join goes on beside the others: the two orders are what a single thread can show of that.
 _JOINING = ("lag", "new one", "overtaken")
 STANDARD = (*CUT, *FIRST, *KINDS, *REFUSED)
 LATE = tuple(
     replace(one, late=True) for one in STANDARD if any(word in one.name for word in _JOINING)
+)
+RESUMABLE = tuple(
+    replace(one, resumes=True)
+    for one in (*REST, *STANDARD, *LATE)
+    if one in REST or one.name in _CUT_AGAIN
 )
