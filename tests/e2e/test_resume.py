@@ -116,6 +116,24 @@ def test_an_incremental_stream_that_was_cut_twice_goes_on(one_target: World) -> 
     world.assert_check(OK)
 
 
+def test_a_child_renamed_while_its_first_transfer_was_cut_is_not_sent_again(
+    one_target: World,
+) -> None:
+    world = one_target
+    world.source.write(f"{world.src}/a", "large", os.urandom(WHOLE))
+    cut_after(world, PART)
+    assert token(world, "/a") != "-"
+    world.source.zfs("rename", f"{world.src}/a", f"{world.src}/moved")
+    world.watch()
+    world.sync()
+    assert world.resumed() == 1
+    assert_the_rest_was_sent(world)
+    world.sync()
+    world.assert_equal()
+    world.assert_tidy(world.target)
+    world.assert_check(OK)
+
+
 def test_a_power_cut_of_the_target_amid_a_transfer_loses_nothing(one_target: World) -> None:
     world = one_target
     world.sync()

@@ -8,7 +8,7 @@ from check_zfs_sync.service import SyncResource
 from check_zfs_sync.statefile import Attempt, TargetState
 from zfs_sync_agent import judge, pairing, plan, record
 from zfs_sync_agent.errors import Refused
-from zfs_sync_agent.model import Capabilities, Names, Partial
+from zfs_sync_agent.model import Capabilities, Partial
 
 from .notation import DST, SRC, WHO, resource, source, target, tree
 
@@ -107,4 +107,10 @@ def test_a_part_is_resumed_by_the_guid_of_what_the_source_still_has() -> None:
     ],
 )
 def test_a_snapshot_that_is_gone_was_ours_by_its_name_below_src(name: str, ours: bool) -> None:
-    assert plan.is_own_snapshot(name, SRC, Names()) is ours
+    assert plan.is_sent(name, SRC, resource()) is ours
+
+
+def test_with_intermediary_any_snapshot_below_src_is_one_that_travels() -> None:
+    given = resource(intermediary=True)
+    assert plan.is_sent(f"{SRC}/a@daily", SRC, given)
+    assert not plan.is_sent("tank/other@daily", SRC, given)
