@@ -276,7 +276,7 @@ def _name_clashes(
             ours = names.is_own(other.name) and mine
             # Another resource of the same src uses its names again; they came with our stream.
             passenger = other.rid is not None and other.rid == snap.rid
-            if (ours or passenger) and target.mark:
+            if (ours or passenger) and (target.mark or other.guid in known):
                 changes.append(_keep(full, other, names))
             elif brought or not ours:  # of a first sync that was cut the receive renames it itself
                 raise _in_the_way(target, full, other, snap)

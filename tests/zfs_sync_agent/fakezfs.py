@@ -186,6 +186,7 @@ class World:
         self.readings: dict[str, int] = {}
         self.full_streams: list[str] = []
         self.resumed: set[tuple[str, Partial]] = set()
+        self.made: set[int] = set()  # datasets that a receive made
         self.bare: set[str] = set()  # guids of what had a mark and arrived without it
         self.orphan: Orphan | None = None
         self.by_orphan = False  # the step that is watched is not the agent's
@@ -207,6 +208,7 @@ class World:
         twin = World(pools, self.txg, resumes=self.resumes)
         twin.state = dict(self.state)
         twin.taken = dict(self.taken)
+        twin.made = set(self.made)
         twin.bare = set(self.bare)
         return twin
 
@@ -653,6 +655,7 @@ class World:
 
         def begin() -> None:
             self.pools[node][name] = new
+            self.made.add(new.ident)
             if keep:
                 new.partial = _partial(piece)
                 new.props.update({key: (value, "received") for key, value in piece.props})

@@ -103,9 +103,9 @@ class Guard:
             found |= foreign
             parent, _, leaf = name.rpartition("/")
             above = pool[parent].ident if parent in pool else None
-            sent = len(foreign) < len(one.snaps) or (node, name) in self.world.unfinished
+            sent = len(foreign) < len(one.snaps) or one.ident in self.world.made
             if one.partial is not None and self._is_ours(one.partial):
-                sent = True
+                sent |= not one.snaps
             elif one.partial is not None:
                 found.add((one.ident, one.partial))
             if node == SOURCE or not sent:

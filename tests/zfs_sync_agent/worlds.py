@@ -329,6 +329,18 @@ CUT = (
 
 FIRST = (
     Scenario("first sync", lambda: world(_both(""), None), full=True),
+    Scenario(
+        "first sync, not recursive",
+        lambda: world({"": "", "a": ""}, None),
+        {"recursive": False},
+        full=True,
+    ),
+    Scenario(
+        "first sync with history",
+        lambda: world(_both("daily:1! weekly:2!"), None),
+        {"intermediary": True},
+        full=True,
+    ),
     Scenario("first sync of two", lambda: world(_both(""), None, None), full=True),
     Scenario("a newly born child", lambda: world({**BOTH, "b": ""}, BOTH), full=True),
     Scenario("a new one beside one in sync", lambda: world(BOTH, BOTH, None), full=True),
@@ -571,6 +583,7 @@ _CUT_AGAIN = (
     "a foreign snapshot",
     "a written replica",
     "first sync",
+    "first sync with history",
     "a newly born child",
     "a child is lost, another has its new name",
     "a re-created child",
