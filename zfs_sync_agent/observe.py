@@ -299,7 +299,10 @@ def clear_up(
 
 
 def read_partials(source_side: Side, tree: Tree) -> Tree:
-    """Return a target's tree with what the tokens in it say, as the source reads them."""
+    """Return a target's tree with what the tokens in it say, as the source reads them.
+
+    Raises NoAnswer where one cannot be read: then it is nobody's, for all that is known.
+    """
     found = {}
     for name, dataset in tree.datasets.items():
         if dataset.partial is None or dataset.partial.guid is not None:
@@ -307,9 +310,11 @@ def read_partials(source_side: Side, tree: Tree) -> Tree:
         if not source_side.can.resumes:
             continue
         # It exits 255 where the snapshot is gone, and says what the token is for all the same.
-        words = source_side.words(zfs.read_token_argv(dataset.partial.token))
-        answer = source_side.shell.run(words)
+        argv = zfs.read_token_argv(dataset.partial.token)
+        answer = source_side.shell.run(source_side.words(argv))
         guid, snapshot = zfs.parse_token(answer.stdout + answer.stderr)
+        if guid is None:
+            raise source_side.no_answer(argv, answer)
         partial = replace(dataset.partial, guid=guid, snapshot=snapshot)
         found[name] = replace(dataset, partial=partial)
     return Tree(tree.root, {**tree.datasets, **found}) if found else tree
