@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.e2e.conftest import OSOL2
 from tests.e2e.world import CRITICAL, OK, STATE_DIR, UNKNOWN, WARNING, World
 from tests.lab import Node
+from tests.lab.process import eventually
 
 pytestmark = pytest.mark.zfs
 
@@ -142,6 +144,9 @@ def test_verify_is_content_between_a_rotation_and_the_state_that_tells_it(
     world = one_target
     world.sync()
     old = {node.name: world.state_text(node) for node in world.nodes}
+    taken = int(world.prop(world.source, "creation", f"{world.src}@sent").value)
+    # Of two snapshots of the same second nobody can tell the newer one by its date.
+    eventually("the next second has begun", lambda: time.time() >= taken + 1)
     world.source.write(world.src, "file", b"second")
     world.sync()
     for node in world.nodes:
