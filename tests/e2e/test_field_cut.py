@@ -19,7 +19,7 @@ from tests.e2e.kill_switch import FAMILY, MARKER, RECEIVER
 from tests.e2e.test_refusals import everything
 from tests.e2e.world import OK, World, ended
 from tests.lab import Node
-from tests.lab.process import eventually
+from tests.lab.process import PATIENCE, eventually
 
 pytestmark = pytest.mark.zfs
 
@@ -85,7 +85,7 @@ def killed(world: World, verb: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    running.communicate(timeout=60)
+    running.communicate(timeout=60 * PATIENCE)
     assert fault.fired
     all_ended(world)
 

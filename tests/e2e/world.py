@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tests.lab import Node, Running
 from tests.lab.host import Fault
-from tests.lab.process import eventually
+from tests.lab.process import PATIENCE, eventually
 
 SERVICE = "z3.opensvc.com"
 RID = "sync#1"
@@ -319,7 +319,7 @@ class World:
 
 def ended(running: Running, expect: int = 0) -> tuple[str, str]:
     """Wait for an agent that was started; return its stdout and stderr."""
-    stdout, stderr = running.communicate(timeout=120)
+    stdout, stderr = running.communicate(timeout=120 * PATIENCE)
     assert running.returncode == expect, f"exit status {running.returncode}\n{stdout}\n{stderr}"
     assert "Traceback" not in stderr, stderr
     return stdout, stderr

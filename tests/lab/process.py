@@ -17,9 +17,13 @@ from typing import IO, Any
 
 from .errors import LabError
 
+# How many times as long anything may take where an emulated machine has to answer.
+PATIENCE = 4 if os.environ.get("ZFS_LAB") == "openzfs" else 1
+
 
 def eventually(reason: str, condition: Callable[[], object], seconds: float = 10) -> None:
     """Return as soon as the condition holds; raise with the reason when it does not in time."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -95,6 +99,7 @@ def run(
     running: Running, data: str | None = None, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Wait for a command; one that takes too long is killed with its group and is an error."""
+    timeout *= PATIENCE
     try:
         stdout, stderr = running.communicate(data, timeout=timeout)
     except subprocess.TimeoutExpired as late:
