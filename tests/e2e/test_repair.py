@@ -78,7 +78,7 @@ def test_syncfull_says_how_much_room_is_missing_and_in_place_does_without(
     one_target: World,
 ) -> None:
     world = one_target
-    world.source.write(f"{world.src}/b", "big", os.urandom(100 << 20))
+    world.source.write(f"{world.src}/b", "big", os.urandom(60 << 20))
     world.sync()
     lose_base(world)
     # What is left of the target's pool is less than a second copy takes.
