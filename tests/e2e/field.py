@@ -230,8 +230,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     outcomes: dict[str, set[str]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
-            # A setup or a teardown counts where it failed.
-            if isinstance(report, pytest.TestReport) and (report.when == "call" or report.failed):
+            # A setup or a teardown counts where it failed, or was not applicable.
+            if isinstance(report, pytest.TestReport) and (
+                report.when == "call" or report.outcome != "passed"
+            ):
                 outcomes.setdefault(name_of(report.nodeid), set()).add(report.outcome)
     if any(test in outcomes for failure in FAILURES.values() for test in failure.tests):
         terminalreporter.section("failures of the field")
