@@ -316,10 +316,7 @@ class Branch:
         context, token = self.context, dataset.partial.token
         for step in plan.free_name(self.view, dataset, snap, context.who, context.names):
             change(context, self.side, step)
-        stream = zfs.Stream(
-            relative, None, snap.name, full, replicate=False, intermediary=False, token=token
-        )
-        failure = self._send([stream])
+        failure = self._send([zfs.rest(token, relative, snap, full)])
         if isinstance(failure, NoAnswer):
             raise failure
         self._relist(())

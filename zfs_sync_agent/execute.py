@@ -372,7 +372,7 @@ class Run:
         if view.follows and handover.was_source(view):
             recursive = self.resource.recursive
             handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
-        judge.check_options(cleared, view, self.resource)
+        judge.check_options(cleared, view, self.resource, self.who)
         self._judge(worker, cleared, view, known=known)
         return judge.role(cleared, worker.view, self.names)
 
@@ -470,7 +470,8 @@ class Run:
             worker.view,
             deep=worker.deep,
         )
-        first = worker.view.tree is None
+        # A copy beside the replica says nothing of the replica's chain until it takes its place.
+        first = worker.view.tree is None and not worker.beside
 
         def begin(entry: TargetState) -> TargetState:
             entry = record.started(entry, worker.begun)
@@ -720,11 +721,14 @@ class Run:
         if branch.streams:
             self._show_size(worker, source, branch)
         for stream in branch.streams:
-            send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
-            into = stream.receive_argv(
-                worker.side.can, self.resource.receive_options, resumes=self.side.can.resumes
-            )
-            self.settings.show(f"{send} | {worker.side.shown(into)}")
+            self._show_stream(worker, source, stream)
+
+    def _show_stream(self, worker: Worker, source: SourceView, stream: zfs.Stream) -> None:
+        send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
+        into = stream.receive_argv(
+            worker.side.can, self.resource.receive_options, resumes=self.side.can.resumes
+        )
+        self.settings.show(f"{send} | {worker.side.shown(into)}")
 
     def _show_size(self, worker: Worker, source: SourceView, branch: plan.Branch) -> None:
         if branch.goal in source.tree.datasets[ROOT].snapshots:
@@ -743,10 +747,9 @@ class Run:
         assert view.tree is not None  # noqa: S101 - the dataset is in it
         assert dataset.partial is not None  # noqa: S101 - the caller saw it
         full, show = view.tree.full(dataset.name), self.settings.show
-        if pairing.resumable(source.tree, dataset):
+        if wanted := pairing.resumable(source.tree, dataset):
             show(f"# going on with the transfer of {dataset.partial.snapshot}, then with the rest")
-            into = worker.side.shown(("receive", "-s", "-u", full))
-            show(f"{self.side.shown(('send', '-t', dataset.partial.token))} | {into}")
+            self._show_stream(worker, source, zfs.rest(dataset.partial.token, *wanted, full))
         else:
             what = f"a part of {dataset.partial.snapshot}"
             show(f"# {full} holds {what}, which is given up if this agent sent it")

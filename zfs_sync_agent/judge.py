@@ -321,13 +321,15 @@ def check_mounts(
         )
 
 
-def check_options(source: SourceView, target: TargetView, resource: SyncResource) -> None:
+def check_options(
+    source: SourceView, target: TargetView, resource: SyncResource, who: Identity
+) -> None:
     """Raise Refused where send_options or receive_options ask for what that side's zfs lacks.
 
     Where zfs prints no flags at all nothing is known. -u works with old ones that do not list it.
     """
     for key, node, given, known in (
-        ("send_options", "this node", resource.send_options, source.can.send),
+        ("send_options", who.source, resource.send_options, source.can.send),
         ("receive_options", target.node, resource.receive_options, target.can.receive | {"u"}),
     ):
         flags = [word[1] for word in given if word.startswith("-")]

@@ -238,6 +238,11 @@ class Stream:
         return ("receive", *resumable, *unmounted, *options, *where)
 
 
+def rest(token: str, relative: str, goal: Snapshot, into: str) -> Stream:
+    """Return what is left of a transfer of one dataset that was cut."""
+    return Stream(relative, None, goal.name, into, False, False, token=token)
+
+
 # --- output -----------------------------------------------------------------------------------
 
 

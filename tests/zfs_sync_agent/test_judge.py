@@ -19,7 +19,7 @@ def refusal_of_options(given: SyncResource, can: Capabilities = CAN) -> str:
     here = replace(source({"": "sent:1"}), can=can)
     there = replace(target({"": "sent:1"}), can=can)
     try:
-        judge.check_options(here, there, given)
+        judge.check_options(here, there, given, WHO)
     except Refused as refused:
         return refused.what
     return ""
@@ -32,7 +32,7 @@ def test_flags_that_zfs_send_has_are_given(words: tuple[str, ...]) -> None:
 
 def test_a_flag_that_zfs_send_lacks_is_refused_by_name() -> None:
     told = refusal_of_options(resource(send_options=("-w", "-h", "-e")))
-    assert told == "send_options asks for -h -e, which zfs send on this node does not have"
+    assert told == "send_options asks for -h -e, which zfs send on osol1 does not have"
 
 
 def test_a_flag_that_zfs_receive_lacks_is_refused_with_the_node() -> None:

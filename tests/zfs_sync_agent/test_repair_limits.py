@@ -139,6 +139,19 @@ def test_a_syncfull_sends_once_though_an_earlier_run_left_its_snapshot() -> None
     assert len(state.full_streams) == 2, story(state)
 
 
+def test_a_syncfull_that_was_cut_leaves_the_replicas_own_format_in_the_state() -> None:
+    state = CloneWorld(world(A, A))
+    as_before = resource_for(ONE)
+    changed = as_before._replace(send_options=("-L",))
+    assert not told(run(state, as_before, Run)), story(state)
+    then(state, ("(receive) begin",), lambda: setattr(state.trouble, "fuse", state.steps))
+    assert run(state, changed, FullRun) is None
+    state.mend()
+    # The replica is still what it was: another format is not for its chain.
+    assert "send_options was changed" in told(run(state, changed, Run))
+    assert not told(run(state, as_before, Run)), story(state)
+
+
 @pytest.mark.parametrize("kind", [ResyncRun, FullRun, InPlaceRun])
 def test_the_replica_of_a_peer_is_taken_over_only_after_a_takeover(kind: type[Run]) -> None:
     state = CloneWorld(world(A, NEWER, mark="osol3/z3/sync#1"))
