@@ -271,7 +271,9 @@ def test_b19_a_stream_that_cannot_be_raw_is_not_sent_at_all(one_target: World) -
     world.add_keys("send_options = -w")
     world.watch()
     stderr = world.sync(expect=3).stderr
-    assert "send_options asks for -w, which zfs send on this node does not have" in stderr
+    assert (
+        f"send_options asks for -w, which zfs send on {world.source.name} does not have" in stderr
+    )
     assert not world.sends()
     assert not world.source.guids(world.src)
     assert world.datasets(world.target, "osol2_z3_root") == [""]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -33,7 +33,9 @@ def token(world: World, dataset: str) -> str:
     return world.prop(world.target, "receive_resume_token", f"{world.dst}{dataset}").value
 
 
-def cut_after(world: World, size: int, cut: Callable[[World], object] = sever) -> None:
+def cut_after(
+    world: World, size: int, cut: Callable[[World], object] = sever, args: Sequence[str] = ()
+) -> None:
     """Run the agent and lose the target after so many bytes of the first stream."""
     source, target = world.source, world.target
     pool = world.dst.partition("/")[0]
@@ -45,7 +47,7 @@ def cut_after(world: World, size: int, cut: Callable[[World], object] = sever) -
         source.path(file).unlink(missing_ok=True)
     before = allocated()
     source.fault("zfs", ["send", "-R"], CUT_AFTER.replace("SIZE", str(size)), when="instead")
-    running = world.start()
+    running = world.start(*args, "syncupdate")
     eventually("the stream was passed on up to the cut", source.path(CUT).exists, 60)
     eventually("most of it arrived", lambda: allocated() - before > size // 2, 60)
     cut(world)
@@ -131,6 +133,27 @@ def test_a_child_renamed_while_its_first_transfer_was_cut_is_not_sent_again(
     world.sync()
     world.assert_equal()
     world.assert_tidy(world.target)
+    world.assert_check(OK)
+
+
+def test_the_rest_goes_on_where_another_target_got_the_snapshot_meanwhile(
+    two_targets: World,
+) -> None:
+    world = two_targets
+    late, early = world.targets
+    world.sync()
+    world.source.write(f"{world.src}/a", "large", os.urandom(WHOLE))
+    cut_after(world, PART, args=("--node", late.name))
+    assert token(world, "/a") != "-"
+    # Now the snapshot is @sent on the source, and the one before it is @sent on the late target.
+    world.sync("--node", early.name)
+    world.watch()
+    world.sync()
+    assert world.resumed() == 1
+    assert not world.full_streams()
+    world.sync()
+    world.assert_equal()
+    world.assert_tidy(*world.targets)
     world.assert_check(OK)
 
 
