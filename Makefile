@@ -2,13 +2,14 @@
 # make test   all tests; those with real ZFS need root, and run by sudo
 # make openzfs  the tests that need real ZFS with today's OpenZFS, in virtual machines; ALL=1: all
 #             of them (hours), SUITE=stable: with the ZFS of Debian 12 itself
+# make operators  contrib/, packages and manuals, each tried with the real program
 # make kill   the tests of kills with every kill point, not a sample of them
 # make soak   random faults on four lab nodes; MINUTES=10, and SEED=n to repeat one
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
 # Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
 
-.PHONY: help demo test openzfs kill soak lint clean
+.PHONY: help demo test openzfs operators kill soak lint clean
 
 # Each worker has labs of its own; the killing tests of one file are spread over the workers.
 JOBS ?= 2
@@ -29,6 +30,9 @@ WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds
 	failover.py repair.py field_cut.py) tests/zfs_sync_agent/test_contract.py
 
 GUESTS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils debootstrap:debootstrap mke2fs:e2fsprogs
+# What contrib/ and the packages are tried with.
+OPERATORS :=
+
 FAULTS := strace:strace faketime:faketime
 
 help:
@@ -41,13 +45,18 @@ demo:
 test:
 	@tests/setup.sh $(LAB) $(MANUALS) $(FAULTS)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KEEP_OUTCOMES=1 \
-		$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+		$(PY) -m pytest -n $(JOBS) --dist worksteal --ignore tests/operators $(ARGS)
 
 openzfs:
 	@tests/setup.sh $(LAB) $(GUESTS)
 	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 OPENZFS_SUITE=$(SUITE) $(PY) -m tests.openzfs.guest
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KEEP_OUTCOMES=1 ZFS_LAB=openzfs OPENZFS_SUITE=$(SUITE) \
 		$(PY) -m pytest -n $(JOBS) --dist worksteal $(if $(ALL),tests/e2e,$(WITH_OPENZFS)) $(ARGS)
+
+operators:
+	@tests/setup.sh $(LAB) $(MANUALS) $(OPERATORS)
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 \
+		$(PY) -m pytest -n $(JOBS) --dist worksteal tests/operators $(ARGS)
 
 kill:
 	@tests/setup.sh $(LAB)

@@ -1,6 +1,6 @@
 # Makes the calling process, which has namespaces of its own, a test host; then only holds them.
 # Everything a host writes to is covered here, so that the machine around it keeps no trace:
-# /etc, /root and /var/lib by an overlay, /run and /dev by a fresh tmpfs.
+# /etc, /opt, /root, /usr/local and /var by an overlay, /run and /dev by a fresh tmpfs.
 # $1 the node's folder outside, $2 the host name, $3... pairs of inside folder and name in $1.
 set -eu
 umask 022
@@ -12,7 +12,7 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/node /run/lock /run/zfs /run/sshd /run/pools /run/images /run/clones /run/dev
 mount --bind "$outside" /run/node
 
-for dir in /etc /root /var/lib; do
+for dir in /etc /opt /root /usr/local /var; do
     mkdir -p "/run/overlay$dir/upper" "/run/overlay$dir/work"
     mount -t overlay overlay "$dir" \
         -o "lowerdir=$dir,upperdir=/run/overlay$dir/upper,workdir=/run/overlay$dir/work"
