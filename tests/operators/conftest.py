@@ -51,7 +51,8 @@ def install(node: Node, wheels: Path) -> None:
 def installed(one_target: World, wheels: Path) -> World:
     """The seed's example, synchronized once, with both programs in /usr/local/bin of both nodes."""
     for node in one_target.nodes:
-        if not node.inside(PLUGIN).exists():
+        # Not exists(): what the link names is in the node, and would be looked for outside.
+        if not node.inside(PLUGIN).is_symlink():
             install(node, wheels)
     one_target.sync()
     return one_target
