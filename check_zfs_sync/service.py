@@ -493,7 +493,7 @@ def _short(name: str) -> str:
     return folded if folded.replace(".", "").isdigit() else folded.partition(".")[0]
 
 
-def _same_node(one: str, other: str) -> bool:
+def same_node(one: str, other: str) -> bool:
     """Whether names from two files mean one node: a short name fits a full one."""
     if "." in one and "." in other:
         return one.lower() == other.lower()
@@ -962,7 +962,7 @@ def _src_clashes(by_src: _Index, one: SyncResource) -> Iterator[_Clash]:
 
 def _dst_clashes(by_dst: _Index, target: Target, one: SyncResource) -> Iterator[_Clash]:
     for other, same in _holders(by_dst, _short(target.node), one.dst or "", one):
-        if not any(_same_node(target.node, each.node) for each in other.targets):
+        if not any(same_node(target.node, each.node) for each in other.targets):
             continue
         if same and _later(one, other):
             yield _Clash(other, one, f"both write to {one.dst} on {target.node}; write another dst")
@@ -978,7 +978,7 @@ def _other_prefix(resource: SyncResource) -> str:
 
 # --- Files -------------------------------------------------------------------------------------
 
-_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def load_service(path: str, *, nodename: str) -> Service:
@@ -1042,7 +1042,7 @@ def _load(path: str, node_conf: _File, nodename: str) -> Service:
     name = _service_name(os.path.basename(path))
     file = _read(path)
     texts = []
-    if not _SERVICE.fullmatch(name):
+    if not SERVICE_NAME.fullmatch(name):
         texts.append("a service name has only letters, digits and _ . + -; rename the file")
     for suffix in SUFFIXES:
         twin = os.path.join(os.path.dirname(path), name + suffix)

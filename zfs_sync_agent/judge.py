@@ -4,7 +4,7 @@ It is pure, and refuses by names, marks and state files; what it lets pass it le
 """
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 from check_zfs_sync.service import SyncResource
@@ -321,23 +321,30 @@ def check_mounts(
         )
 
 
+def lacking(options: Sequence[str], known: frozenset[str]) -> list[str]:
+    """Return the flags of send_options or receive_options that a zfs does not know.
+
+    Where zfs prints no flags at all nothing is known. -u works with old ones that do not list it.
+
+    >>> lacking(("-w", "-X", "tank/a"), frozenset("nw"))
+    ['-X']
+    """
+    flags = [word[:2] for word in options if word.startswith("-")]
+    return [one for one in flags if one[1:] not in known | {"u"}] if known else []
+
+
 def check_options(
     source: SourceView, target: TargetView, resource: SyncResource, who: Identity
 ) -> None:
-    """Raise Refused where send_options or receive_options ask for what that side's zfs lacks.
-
-    Where zfs prints no flags at all nothing is known. -u works with old ones that do not list it.
-    """
+    """Raise Refused where send_options or receive_options ask for what that side's zfs lacks."""
     for key, node, given, known in (
         ("send_options", who.source, resource.send_options, source.can.send),
-        ("receive_options", target.node, resource.receive_options, target.can.receive | {"u"}),
+        ("receive_options", target.node, resource.receive_options, target.can.receive),
     ):
-        flags = [word[1] for word in given if word.startswith("-")]
-        lacking = [f"-{one}" for one in flags if one not in known]
-        if lacking and known - {"u"}:
+        if absent := lacking(given, known):
             verb = key.partition("_")[0]
             raise Refused(
-                f"{key} asks for {' '.join(lacking)}, which zfs {verb} on {node} does not have",
+                f"{key} asks for {' '.join(absent)}, which zfs {verb} on {node} does not have",
                 untouched=UNTOUCHED,
                 hint=f"take it out of the service file, or update ZFS on {node}; zfs {verb} without"
                 " arguments shows what it has",
