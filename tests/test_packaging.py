@@ -31,18 +31,20 @@ LAYERS = (
     {"zfs_sync_agent.pairing"},
     {"zfs_sync_agent.rotating"},
     {"zfs_sync_agent.judge"},
-    {"zfs_sync_agent.plan"},
+    {"zfs_sync_agent.plan", "zfs_sync_agent.trial"},
     {"zfs_sync_agent.handover"},
     {"zfs_sync_agent.consent"},
     {"zfs_sync_agent.observe"},
     {"zfs_sync_agent.branch", "zfs_sync_agent.record"},
     {"zfs_sync_agent.repair"},
     {"zfs_sync_agent.execute", "zfs_sync_agent.status"},
-    {"zfs_sync_agent.forget", "zfs_sync_agent.mend"},
+    {"zfs_sync_agent.forget", "zfs_sync_agent.init", "zfs_sync_agent.mend"},
     {"zfs_sync_agent.cli"},
     {"zfs_sync_agent", "zfs_sync_agent.__main__"},
 )
-PURE = tuple(f"zfs_sync_agent.{name}" for name in ("consent", "handover", "model", "plan", "zfs"))
+PURE = tuple(
+    f"zfs_sync_agent.{name}" for name in ("consent", "handover", "model", "plan", "trial", "zfs")
+)
 # What lets a module reach the world, or ask what time it is.
 WORLD = {
     *(

@@ -18,7 +18,7 @@ from typing import NoReturn
 from check_zfs_sync import __version__
 from check_zfs_sync.service import Service, SyncResource, Target, load_services
 from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import forget, record, status, transport
+from zfs_sync_agent import forget, init, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
     EXIT_FAILED,
@@ -63,7 +63,8 @@ ACTIONS = {
     "takeover": "make this node the source",
     "forget": "SERVICE RID [NODE]: remove the traces of what is no longer configured",
     "status": "show every resource and target, from the state files of this node",
-    "validate": "check the service files and say what is ignored",
+    "validate": "check the service files and say what is ignored; --deep: ask the nodes too",
+    "init": "[KEY=VALUE]...: try the nodes and write a new service file; asks what is missing",
 }
 # A person asks for these: what a sync passes over in silence is told.
 ASKED = ("syncresync", "syncfull", "takeover", "forget")
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("action", choices=list(ACTIONS), metavar="ACTION", help="see below")
-    add("words", nargs="*", metavar="WORD", help="forget: SERVICE RID [NODE]")
+    add("words", nargs="*", metavar="WORD", help="forget: SERVICE RID [NODE]; init: KEY=VALUE")
     add("-s", "--service", action="append", default=[], help="only this service (repeatable)")
     add("--rid", action="append", default=[], help="only this sync resource (repeatable)")
     add("--node", action="append", default=[], help="only this target (repeatable)")
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--discard", action="store_true", help="syncresync: keep nothing of what is rolled back")
     add("--in-place", action="store_true", help="syncfull: destroy what is there first")
     add("--json", action="store_true", help="status as a list of JSON objects")
+    add("--deep", action="store_true", help="validate: try ssh, zfs and the rest on each node")
     add("--config-dir", metavar="DIR", default=CONFIG_DIR, help=f"service files ({CONFIG_DIR})")
     add("--state-dir", metavar="DIR", default=STATE_DIR, help=f"state files ({STATE_DIR})")
     add("--nodename", metavar="NAME", default=os.uname().nodename, help="this node's name")
@@ -121,6 +123,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says; return the exit status."""
+    if complaint := _misplaced_option(args):
+        print(f"zfs_sync_agent: {complaint}", file=sys.stderr)
+        return EXIT_USAGE
+    if args.action == "init":
+        return init.run(args, _folders(args))
     services, problems = load_services(
         args.config_dir, nodename=args.nodename, names=tuple(args.service)
     )
@@ -137,11 +144,32 @@ def run(args: argparse.Namespace) -> int:
         resources = [one for one in resources if one.rid in args.rid]
     if args.action == "validate":
         _validate(services)
+        if args.deep and not init.is_fit(resources, args.state_dir, args.node):
+            codes.add(EXIT_USAGE)
     elif args.action == "status":
         status.show(resources, args.state_dir, args.node, as_json=args.json)
     else:
         codes |= {_run_resource(args, one) for one in resources if one.src is not None}
     return worst_exit(codes)
+
+
+def _folders(args: argparse.Namespace) -> list[str]:
+    """Return the options for folders that are not the usual ones, for another command line."""
+    config = ["--config-dir", args.config_dir] if args.config_dir != CONFIG_DIR else []
+    return config + (["--state-dir", args.state_dir] if args.state_dir != STATE_DIR else [])
+
+
+def _misplaced_option(args: argparse.Namespace) -> str | None:
+    """Return which option says nothing to this action, None if none."""
+    for option, given, action in (
+        ("--discard", args.discard, "syncresync"),
+        ("--in-place", args.in_place, "syncfull"),
+        ("--json", args.json, "status"),
+        ("--deep", args.deep, "validate"),
+    ):
+        if given and args.action != action:
+            return f"{option} belongs to {action}"
+    return None
 
 
 def _unknown_names(
@@ -150,13 +178,6 @@ def _unknown_names(
     """Return what is wrong with the command line as a whole, None if nothing is."""
     if args.words:
         return f"{args.action} takes no words: {' '.join(args.words)}"
-    for option, given, action in (
-        ("--discard", args.discard, "syncresync"),
-        ("--in-place", args.in_place, "syncfull"),
-        ("--json", args.json, "status"),
-    ):
-        if given and args.action != action:
-            return f"{option} belongs to {action}"
     rids = {one.rid for one in resources}
     nodes = {target.node for one in resources for target in one.targets}
     for option, given, known in (("--rid", args.rid, rids), ("--node", args.node, nodes)):
