@@ -74,6 +74,7 @@ class Worker:
         self.swapped = False  # a syncfull that was cut came to its end in this run
         self.recorded = False
         self.joins = False
+        self.unchanged = False  # nothing was written on the target since @sent
         self.beside = False  # what is sent goes beside dst, and then takes its place
         self.thread: threading.Thread | None = None
 
@@ -330,6 +331,8 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
+        if self._is_unchanged(source, abreast):
+            return False
         for worker in (*abreast, *joining):
             self._start_anew(worker)
         source = self._take_snapshots(source, abreast, joining, leftover=leftover)
@@ -339,6 +342,36 @@ class Run:
         # Whoever holds a newer base waits for no one: B is rotated, and kept where it is needed.
         overtaken = leftover and bool(roles[Role.AHEAD])
         return self._finish(source, leftover=leftover, overtaken=overtaken) and leftover
+
+    def _is_unchanged(self, source: SourceView, abreast: list[Worker]) -> bool:
+        """Tell whether @sent is what both sides are by now; then record that, and write no ZFS."""
+        all_here = bool(abreast) and len(abreast) == len(self.workers)
+        if not self.resource.skip_unchanged or self.asked or not all_here:
+            return False
+        for worker in abreast:
+            assert worker.view is not None  # noqa: S101 - _roles looked
+            entry = self.record.entry(worker.node, self.dst)
+            if not judge.is_settled(source, worker.view, entry, self.resource, self.names):
+                return False
+        # What is written from here on may be seen or not: the claim is older than the look.
+        as_of, sent = record.now(), self.names.sent
+        if not self.side.sync_pool(self.src):
+            self.context.info("skip_unchanged: zpool sync failed, so that a new snapshot is taken")
+            return False
+        if not observe.is_unwritten(self.side, source.tree, sent):
+            return False
+
+        def look(worker: Worker) -> None:
+            assert worker.view is not None  # noqa: S101
+            assert worker.view.tree is not None  # noqa: S101 - it is settled
+            worker.unchanged = observe.is_unwritten(worker.side, worker.view.tree, sent)
+
+        self._each(abreast, look)
+        if not all(worker.unchanged for worker in abreast):
+            return False
+        for worker in abreast:
+            self._record_unchanged(worker, source, as_of)
+        return True
 
     def _roles(self, source: SourceView) -> dict[Role, list[Worker]]:
         """Return the targets by role; a refused one has none."""
@@ -643,6 +676,26 @@ class Run:
         )
         self._push(worker)
 
+    def _record_unchanged(self, worker: Worker, source: SourceView, as_of: int) -> None:
+        root = source.tree.datasets[ROOT].snapshots[self.names.sent]
+        text = f"{worker.node}: nothing was written since {self.src}@{root.name} guid {root.guid}"
+        if self.settings.dry_run:
+            self.settings.show(f"# {text}")
+            return
+        self.context.info(f"{text}; nothing to send")
+        assert worker.view is not None  # noqa: S101 - it is settled
+        offset = worker.view.clock_offset
+        success = Success(worker.begun, record.now(), 0, "none")
+        self.record.update(
+            worker.node,
+            self.dst,
+            lambda entry: record.succeeded(entry, success)._replace(
+                equal_as_of=as_of, clock_offset=offset
+            ),
+        )
+        worker.recorded = True
+        self._push(worker)
+
     def _record_failure(self, worker: Worker, error: SyncError) -> None:
         offset = worker.view.clock_offset if worker.view else None
         self.record.update(
@@ -688,6 +741,8 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
+        if self._is_unchanged(source, abreast):
+            return
         pending = [(worker, self.names.tosend) for worker in abreast]
         pending += [(worker, self.names.tosend_for(worker.node)) for worker in joining]
         held = source.tree.datasets[ROOT].snapshots

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 from check_zfs_sync.service import SyncResource
-from check_zfs_sync.statefile import State, StateFileError, TargetState, parse_state
+from check_zfs_sync.statefile import State, StateFileError, TargetState, digest, parse_state
 from zfs_sync_agent import pairing, rotating
 from zfs_sync_agent.errors import UNTOUCHED, BrokenChain, CommandFailed, Refused, StandbyFor
 from zfs_sync_agent.model import (
@@ -373,6 +373,42 @@ def check_flags(
         untouched=UNTOUCHED,
         hint=f"write send_options = {' '.join(entry.flags) or '(nothing)'} as before; or send all"
         f" of it anew: {command(who, target, 'syncfull')}",
+    )
+
+
+def is_settled(
+    source: SourceView,
+    target: TargetView,
+    entry: TargetState,
+    resource: SyncResource,
+    names: Names,
+) -> bool:
+    """Tell whether both sides hold @sent of every dataset, and the last run left nothing to do.
+
+    Whether anything was written since is not looked at.
+    """
+    claim, here, there = entry.snapshot, source.tree, target.tree
+    if there is None or claim is None or entry.status != "ok":
+        return False
+    guids = here.guids(names.sent)
+    held = (
+        here.datasets.keys() == there.datasets.keys() == guids.keys()
+        and there.guids(names.sent) == guids
+        and claim.digest == digest(guids.items())
+    )
+    owed = any(target.node in nodes for nodes in source.retained.values())
+    known = target.node in source.targets and entry.flags == resource.send_options
+    return (
+        held
+        and known
+        and not owed
+        and all(
+            one.partial is None
+            and all(
+                snap.order <= one.snapshots[names.sent].order for snap in one.snapshots.values()
+            )
+            for one in (*here.datasets.values(), *there.datasets.values())
+        )
     )
 
 

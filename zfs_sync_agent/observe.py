@@ -83,6 +83,18 @@ class Side:
             raise self.no_answer(argv, answer)
         return answer
 
+    def sync_pool(self, dataset: str) -> bool:
+        """Have all that was written go to disk, since zfs counts no more than that.
+
+        Nothing is changed by it. Returns False where it cannot be done.
+        """
+        first, *rest = self._zfs_words
+        folder, slash, program = first.rpartition("/")
+        if rest or program != "zfs":
+            return False
+        words = (*self._sudo, f"{folder}{slash}zpool", "sync", dataset.partition("/")[0])
+        return self.shell.run(words).status == 0
+
     def no_answer(self, argv: Sequence[str], answer: Answer) -> NoAnswer:
         """Return the failure of a command that should only have read."""
         last = answer.stderr.strip().splitlines()[-1:] or ["no message"]
@@ -400,6 +412,16 @@ def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
         for name, values in found.items()
         if values.get(key, ("-", "-"))[0].isdecimal()
     }
+
+
+def is_unwritten(side: Side, tree: Tree, base: str) -> bool:
+    """Tell whether nothing was written to any dataset of a tree since its snapshot `base`.
+
+    What does not say so counts as written to. A property that was set leaves no trace here.
+    """
+    names = [tree.full(name) for name in tree.datasets]
+    sizes = read_sizes(side, names, f"written@{base}")
+    return all(sizes.get(name) == 0 for name in names)
 
 
 def read_needed(side: Side, source: SourceView, *, history: bool) -> int:

@@ -625,3 +625,48 @@ def _(patch: Patch) -> None:
         return None
 
     patch.setattr(Branch, "_send_rest", trusting)
+
+
+# --- runs that send nothing -----------------------------------------------------------------------
+
+
+@defect("nothing was written because the trees are alike", "I4", "a child was written to")
+def _(patch: Patch) -> None:
+    patch.setattr(observe, "is_unwritten", lambda *_: True)
+
+
+@defect("what was written is asked before it is counted", "I4", "a child was written to just now")
+def _(patch: Patch) -> None:
+    patch.setattr(observe.Side, "sync_pool", lambda *_: True)
+
+
+@defect(
+    "nothing was written since the last snapshot, whosever it is",
+    "I4",
+    "a child was written to before somebody's snapshot",
+)
+def _(patch: Patch) -> None:
+    def written(_side: observe.Side, tree: Tree, _base: str) -> bool:
+        return not any(one.written for one in tree.datasets.values())
+
+    patch.setattr(observe, "is_unwritten", written)
+
+
+@defect(
+    "whether the replica was written to is not asked",
+    "I4",
+    "nothing was written but to the replica",
+)
+def _(patch: Patch) -> None:
+    asked = observe.is_unwritten
+
+    def at_the_source(side: observe.Side, tree: Tree, base: str) -> bool:
+        return side.shell.node != "osol1" or asked(side, tree, base)
+
+    patch.setattr(observe, "is_unwritten", at_the_source)
+
+
+@defect("only the datasets of the replica are asked for", "I4", "only a child is new")
+def _(patch: Patch) -> None:
+    patch.setattr(judge, "is_settled", lambda *_: True)
+    patch.setattr(observe, "is_unwritten", lambda *_: True)

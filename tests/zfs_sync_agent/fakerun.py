@@ -26,6 +26,7 @@ from .fakezfs import Killed, World
 from .notation import WHO
 
 USAGE = "usage:\n\treceive [-vMnsFhu] <filesystem>\n"
+PROPERTIES = "\twritten NO NO <size>\n"
 USAGE_RESUMES = f"{USAGE}\treceive -A <filesystem>\n\tsend -t <receive_resume_token>\n"
 
 
@@ -50,12 +51,13 @@ class FakeShell(Shell):
         match list(words):
             case ["command", "-v", "zfs"]:
                 return Answer(0, f"/{self.node}/zfs\n", "")
-            case ["zfs"]:
-                return Answer(2, "", USAGE_RESUMES if self._world.resumes else USAGE)
-            case ["zfs", "get"]:
-                return Answer(2, "", "\twritten NO NO <size>\n")
+            case ["zfs"] | ["zfs", "get"]:
+                usage = USAGE_RESUMES if self._world.resumes else USAGE
+                return Answer(2, "", PROPERTIES if "get" in words else usage)
             case ["zfs", *argv] | [_, *argv] if words[0].endswith("zfs"):
                 return self._world.zfs(self.node, argv, names or ())
+            case ["zpool", "sync", pool]:
+                return self._world.sync(self.node, pool)
             case ["date", *_]:
                 return Answer(0, f"{self._world.clock(self.node)}\n", "")
         assert text is None

@@ -53,18 +53,32 @@ class Snap:
 
 @dataclass
 class Dataset:
-    """A dataset; `ident` stays with it when it is renamed; `partial`: a receive was cut there."""
+    """A dataset; `ident` stays with it when it is renamed; `partial`: a receive was cut there.
+
+    `unsynced`: bytes that zfs does not count before the pool is synced or a snapshot taken.
+    """
 
     ident: int
     txg: int
     snaps: dict[str, Snap] = field(default_factory=dict)
     props: dict[str, tuple[str, str]] = field(default_factory=dict)
     written: int = 0
+    unsynced: int = 0
     partial: "Partial | None" = None
 
     def copy(self) -> "Dataset":
         """Return an independent one."""
         return replace(self, snaps=dict(self.snaps), props=dict(self.props))
+
+    @property
+    def dirty(self) -> int:
+        """Return all that was written since the last snapshot."""
+        return self.written + self.unsynced
+
+    def since(self, snap: Snap) -> int:
+        """Return the bytes of `written@` that snapshot."""
+        newer = (one for one in self.snaps.values() if one.txg > snap.txg)
+        return self.written + 4096 * sum(one.data for one in newer)
 
     def at(self, guid: str) -> str | None:
         """Return the name of the snapshot with that guid."""
@@ -338,6 +352,13 @@ class World:
         out += self.below(node, root) if "-r" in words else [root]
         err += []
 
+    def sync(self, node: str, pool: str) -> Answer:
+        """Let what was written to a pool be counted."""
+        for name in self.below(node, pool):
+            one = self.pools[node][name]
+            one.written, one.unsynced = one.dirty, 0
+        return Answer(0, "", "")
+
     def _get(
         self, node: str, words: list[str], names: list[str], out: list[str], err: list[str]
     ) -> None:
@@ -359,6 +380,9 @@ class World:
             values = _properties(dataset, dataset.snaps.get(name.partition("@")[2]))
             for key in keys:
                 value, kind = values.get(key, ("-", "-"))
+                if key.startswith("written@"):
+                    base = dataset.snaps.get(key.partition("@")[2])
+                    value = str(dataset.since(base)) if base else "-"
                 out.append(f"{name}\t{key}\t{value}\t{kind}")
         err += [f"cannot open '{name}': I/O error" for name in asked[seen:]]
 
@@ -380,8 +404,8 @@ class World:
             for number, one in enumerate(among):
                 dataset = self.pools[node][one]
                 guid = f"{txg}{number:03d}"
-                dataset.snaps[name] = Snap(guid, txg, rid, data=dataset.written > 0)
-                dataset.written = 0
+                dataset.snaps[name] = Snap(guid, txg, rid, data=dataset.dirty > 0)
+                dataset.written = dataset.unsynced = 0
                 if node == "osol1":
                     self.taken[guid] = (dataset.ident, txg)
 

@@ -137,6 +137,11 @@ class Guard:
         """Take what there is now for given: somebody else was at it."""
         self.seen = {node: self._look(node) for node in (SOURCE, *self.nodes)}
         self.claims = {node: self._claim(node) for node in self.nodes}
+        self.equal = {
+            node: entry.equal_as_of
+            for node in self.nodes
+            if (entry := self.world.state.get(node)) and entry.equal_as_of
+        }
         self.stale = {node for node in self.nodes if self._claims_too_much(node)}
 
     def begin(self) -> None:
@@ -322,6 +327,7 @@ class Guard:
 
     def _hold_state(self, node: str) -> None:
         """A new claim has to be true, to the last dataset."""
+        self._hold_equal(node)
         claim = self._claim(node)
         if claim == self.claims.get(node):
             return
@@ -343,6 +349,26 @@ class Guard:
         if lacking := [name for name, guid in pairs.items() if guid not in held]:
             self._fail("I3", f"{node}: the state says it holds {goal}; {lacking} does not")
         self._hold_lag(node)
+
+    def _hold_equal(self, node: str) -> None:
+        """A target is as good as now only where both sides hold no more than the same snapshots."""
+        entry = self.world.state.get(node)
+        as_of = entry.equal_as_of if entry else None
+        if as_of is None or as_of == self.equal.get(node):
+            return
+        self.equal[node] = as_of
+        here, there = self.inside(SOURCE), self.inside(node)
+        pairs = {name: f"{self.dst}{name[len(self.src) :]}" for name in here}
+        if set(pairs.values()) != set(there) or as_of > self.world.clock():
+            self._fail("I4", f"{node}: the state says that it is equal; its tree is not")
+        for name, twin in pairs.items():
+            shared = {snap.guid for snap in there[twin].snaps.values()}
+            common = [snap for snap in here[name].snaps.values() if snap.guid in shared]
+            newest = max(common, key=lambda snap: snap.txg, default=None)
+            if newest is None or here[name].since(newest) or here[name].unsynced:
+                self._fail("I4", f"{node}: the state says that it is equal; {name} was written to")
+            elif there[twin].since(there[twin].snaps[there[twin].at(newest.guid) or ""]):
+                self._fail("I4", f"{node}: the state says that it is equal; {twin} was written to")
 
     def _hold_lag(self, node: str) -> None:
         if node not in self.stale and (why := self._claims_too_much(node)):

@@ -42,6 +42,7 @@ def resource(**changes: object) -> SyncResource:
         on_divergence="discard",
         on_child_gone="follow",
         replica_readonly=True,
+        skip_unchanged=False,
         only_if=None,
         send_options=(),
         receive_options=(),

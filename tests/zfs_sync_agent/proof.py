@@ -80,6 +80,8 @@ class Lab:
         for full, here in tree.items():
             name = full[len(src) :]
             own = {one for one, snap in here.snaps.items() if snap.rid} - busy
+            if self.resource.skip_unchanged and here.dirty:
+                wrong.append(f"source{name}: {here.dirty} bytes were not sent")
             if own != {"sent"}:
                 wrong.append(f"source{name}: {sorted(own)}")
                 continue

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from check_zfs_sync.service import SyncResource, Target
-from check_zfs_sync.statefile import Attempt, TargetState
+from check_zfs_sync.statefile import Attempt, Success, TargetState, digest
+from check_zfs_sync.statefile import Snapshot as StateSnapshot
+from zfs_sync_agent import record
 from zfs_sync_agent.model import MARK, RETAINED, TARGETS, Names, Snapshot
 
 from . import notation
@@ -95,6 +97,30 @@ def world(
 def written(state: World, name: str = "", size: int = 4096) -> World:
     """Return the world after someone wrote into the replica."""
     state.pools["osol2"][f"{DST}/{name}" if name else DST].written = size
+    return state
+
+
+def worked(state: World, name: str, *, synced: bool = True) -> World:
+    """Return the world after someone wrote to the source; not `synced`: not yet counted."""
+    one = state.pools["osol1"][f"{SRC}/{name}"]
+    one.written, one.unsynced = (4096, 0) if synced else (0, 4096)
+    return state
+
+
+def claimed(state: World) -> World:
+    """Return the world in which the state file says that all targets hold the source's @sent."""
+    tree = {
+        name[len(SRC) + 1 :]: one.snaps["sent"]
+        for name, one in state.pools["osol1"].items()
+        if name == SRC or name.startswith(f"{SRC}/")
+        if "sent" in one.snaps
+    }
+    root, guids = tree[""], {name: snap.guid for name, snap in tree.items()}
+    held = StateSnapshot(root.guid, EPOCH + 60 * root.age, len(guids), digest(guids.items()))
+    success = Success(held.creation, held.creation, 0, "incremental")
+    for node in state.pools.keys() & set(NODES):
+        entry = record.succeeded(record.never(DST), success)
+        state.state[node] = entry._replace(snapshot=held)
     return state
 
 
@@ -503,6 +529,45 @@ REFUSED = (
     ),
 )
 
+# Nothing was written, as far as a look at some of it goes.
+_SKIP = {"skip_unchanged": True}
+UNCHANGED = (
+    Scenario("nothing was written", lambda: claimed(world(BOTH, BOTH)), _SKIP),
+    Scenario("nothing was written, two targets", lambda: claimed(world(BOTH, BOTH, BOTH)), _SKIP),
+    Scenario("a child was written to", lambda: claimed(worked(world(BOTH, BOTH), "a")), _SKIP),
+    Scenario(
+        "a child was written to just now",
+        lambda: claimed(worked(world(BOTH, BOTH), "a", synced=False)),
+        _SKIP,
+    ),
+    Scenario(
+        "a child was written to before somebody's snapshot",
+        lambda: claimed(world({"": "sent:1", "a": "sent:1 daily:2!+"}, BOTH)),
+        _SKIP,
+    ),
+    Scenario(
+        "nothing was written but to the replica",
+        lambda: claimed(written(world(BOTH, BOTH), "a")),
+        _SKIP,
+    ),
+    Scenario(
+        "only a child is new", lambda: claimed(world({**BOTH, "b": ""}, BOTH)), _SKIP, full=True
+    ),
+    Scenario("only a child is gone", lambda: gone(claimed(world(THREE, THREE)), "b"), _SKIP),
+    Scenario(
+        "nothing was written, and one target lags",
+        lambda: claimed(
+            world(_both("kept:1 sent:2"), _both("sent:2"), _both("sent:1"), retained="kept:1=osol3")
+        ),
+        _SKIP,
+    ),
+    Scenario(
+        "nothing was written, and a base is kept for nothing",
+        lambda: claimed(world(_both("kept:1 sent:2"), _both("sent:2"), retained="kept:1=osol2")),
+        _SKIP,
+    ),
+)
+
 # A receive that was cut, and can go on.
 REST = (
     Scenario(
@@ -591,7 +656,7 @@ _CUT_AGAIN = (
 
 # A join goes on beside the others: the two orders are what a single thread can show of that.
 _JOINING = ("lag", "new one", "overtaken")
-STANDARD = (*CUT, *FIRST, *KINDS, *REFUSED)
+STANDARD = (*CUT, *FIRST, *KINDS, *REFUSED, *UNCHANGED)
 LATE = tuple(
     replace(one, late=True) for one in STANDARD if any(word in one.name for word in _JOINING)
 )
