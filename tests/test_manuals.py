@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from check_zfs_sync import plugin, service
+from check_zfs_sync import plugin, service, statefile
+from check_zfs_sync.statefile import Attempt, KeptBase, Snapshot, State, Success, TargetState
 from tests.zfs_sync_agent.defects import DEFECTS
 from zfs_sync_agent import cli
 
@@ -74,6 +75,17 @@ def test_page_is_clean(page: Path) -> None:
     assert (result.stdout, result.returncode) == ("", 0)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_is_clean_for_groff_too(page: Path) -> None:
+    result = subprocess.run(
+        ["groff", "-mandoc", "-T", "ascii", "-ww", "-z", str(page)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
+
+
 @needs_mandoc
 @pytest.mark.parametrize(
     ("program", "page"),
@@ -129,6 +141,28 @@ def test_page_of_service_files_has_every_key() -> None:
     text = rendered("zfs_sync.conf.5")
     keys = re.findall(r"^ +(\w+) \((?:required|default: .*)\)", text, re.MULTILINE)
     assert sorted(keys) == sorted(service.KEYS)
+
+
+def test_service_files_in_their_page_are_valid_on_every_node_that_they_name(tmp_path: Path) -> None:
+    page = (REPOSITORY / "man/zfs_sync.conf.5").read_text()
+    blocks = re.findall(r"^\.Bd -literal.*\n((?:(?!\.Ed).*\n)*)", page, re.MULTILINE)
+    files = [block for block in blocks if "[sync#1]" in block]
+    assert len(files) == 4
+    for text in files:
+        (tmp_path / "z3.opensvc.com.env").write_text(text)
+        listed = " ".join(re.findall(r"^(?:drp)?nodes = (.*)", text, re.MULTILINE))
+        for node in {*re.findall(r"^\w+@(\S+)", text, re.MULTILINE), *listed.split()}:
+            services, problems = service.load_services(str(tmp_path), nodename=node)
+            assert (problems, services[0].ignored) == ((), ()), node
+
+
+@needs_mandoc
+def test_page_of_the_scheme_knows_every_word_of_a_state_file() -> None:
+    text = rendered("zfs_sync.7").partition("STATE FILE\n")[2]
+    words = {*statefile.MODES, *statefile.STATUSES}
+    words |= {*State._fields, *TargetState._fields, *Snapshot._fields, *Success._fields}
+    words |= {*Attempt._fields, *KeptBase._fields}
+    assert {word for word in words if not re.search(rf"\b{word}\b", text)} == set()
 
 
 @needs_mandoc
