@@ -14,9 +14,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
@@ -47,7 +48,9 @@ except Exception as missing:  # a broken library is as good as none, and exit 1 
 
 STATE_DIR = "/var/lib/zfs_sync"
 CONFIG_DIR = "/etc/zfs_sync"
-TIMEOUT_SECONDS = 10.0
+# check_nrpe waits 10 seconds by default, and then says CRITICAL itself.
+TIMEOUT_SECONDS = 8.0
+GRACE_SECONDS = 1.0
 DEFAULT_LIMIT_SECONDS = 1500 * 60
 CLOCK_SLACK_SECONDS = 60
 FIRST_LINE_LENGTH = 160
@@ -1116,17 +1119,25 @@ def check(options: Options, now: int, nodename: str) -> tuple[str, int]:
     return "\n".join(lines) + "\n", run_check.exitcode
 
 
-def run(argv: Sequence[str], *, now: float, nodename: str, stdout: TextIO | None) -> int:
+def run(
+    argv: Sequence[str],
+    *,
+    now: float,
+    nodename: str,
+    stdout: TextIO | None,
+    when_stuck: Callable[[Options], object] = lambda _: None,
+) -> int:
     """Checks, prints to stdout and returns the exit status: 0 to 3, whatever happens.
 
     `now` is the epoch in seconds, `nodename` the node whose values hold in the service files.
+    `when_stuck` is called by another thread if the time is up and nothing can end this one.
     """
     text, status = "", EXIT_UNKNOWN
     verbosity = 0
     try:
         options = parse_arguments(argv)
         verbosity = options.verbosity
-        with _deadline(options.timeout):
+        with _deadline(options.timeout), _watched(options, when_stuck):
             text, status = check(options, int(now), nodename)
     except _Reply as reply:
         text = str(reply)
@@ -1169,6 +1180,28 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def _watched(options: Options, when_stuck: Callable[[Options], object]) -> Iterator[None]:
+    # A read from a file system that is gone returns for no signal: no handler runs, the timer's
+    # neither.
+    seconds = options.timeout + GRACE_SECONDS
+    watch = threading.Timer(seconds, when_stuck, (options,))
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def _end_when_stuck(options: Options) -> None:
+    folders = f"{options.state_dir} or {options.config_dir}"
+    text = f"a file system does not answer, perhaps that of {folders}"
+    with suppress(OSError):
+        os.write(1, status_line(Level.UNKNOWN, text).encode(errors="backslashreplace"))
+    os._exit(EXIT_UNKNOWN)
+
+
 def _end_by_signal(number: int, _frame: FrameType | None) -> None:
     raise _Ended(f"ended by {signal.Signals(number).name}")
 
@@ -1187,7 +1220,13 @@ def main() -> NoReturn:
             sys.stdout.reconfigure(errors="backslashreplace")
         # uname's name is what gethostname returns, without the 3 ms of importing socket.
         nodename = os.uname().nodename
-        status = run(sys.argv[1:], now=time.time(), nodename=nodename, stdout=sys.stdout)
+        status = run(
+            sys.argv[1:],
+            now=time.time(),
+            nodename=nodename,
+            stdout=sys.stdout,
+            when_stuck=_end_when_stuck,
+        )
     finally:
         # Not sys.exit: the interpreter's own last flush turns a full stdout into status 120.
         os._exit(status)

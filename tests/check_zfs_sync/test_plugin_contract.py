@@ -249,6 +249,21 @@ def test_the_alarm_is_off_and_its_handler_back_when_the_check_is_done(folder: Pa
 # --- a process of its own ----------------------------------------------------------------------
 
 
+def test_five_hundred_replicas_are_one_line_whose_text_stands_before_the_figures(
+    tmp_path: Path,
+) -> None:
+    for number in range(500):
+        service = f"z{number}.opensvc.com"
+        write(tmp_path, document() | {"service": service}, service=service)
+    status, text = ended(spawn(tmp_path))
+    assert status == 0
+    assert STATUS_LINE.fullmatch(text)
+    words, _, figures = text.partition(" | ")
+    assert words.startswith("ZFS_SYNC OK - 500 replicas, oldest ")
+    assert len(words) < 200  # of a longer answer Nagios and NRPE cut off the end
+    assert len(figures.split()) == 1500
+
+
 def test_the_process_says_what_run_says(folder: Path) -> None:
     status, text = ended(spawn(folder))
     assert status == 0
