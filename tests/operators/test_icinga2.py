@@ -24,6 +24,7 @@ from tests.lab import Node
 from tests.lab.errors import CommandError, LabError
 from tests.lab.process import eventually
 from tests.operators.conftest import CONTRIB, PLUGIN, REPOSITORY, Start, let_time_pass
+from tests.operators.nrpe import start_nrpe
 
 ICINGA = CONTRIB / "icinga2"
 CONFIG = "/etc/icinga2"
@@ -271,15 +272,6 @@ def set_up_ssh(master: Node, node: Node) -> None:
     node.run(["usermod", "--shell", "/bin/sh", "--password", "*", "nagios"])
 
 
-def set_up_nrpe(node: Node, start: Start, log: Path) -> None:
-    """Run Debian's NRPE on a node, with the commands of contrib/nrpe."""
-    put(node, CONTRIB / "nrpe/zfs_sync.cfg", "/etc/nagios/nrpe.d/zfs_sync.cfg")
-    put(node, f"allowed_hosts={OSOL1}\n", "/etc/nagios/nrpe_local.cfg")
-    node.run(["install", "-o", "nagios", "-d", "/run/nagios"])
-    start(node, "/usr/sbin/nrpe", "-f", "-c", "/etc/nagios/nrpe.cfg", log=log)
-    wait_until("NRPE listens", node.inside("/run/nagios/nrpe.pid").exists, log)
-
-
 def set_up_passive(master: Node, node: Node) -> None:
     """Give a node what zfs_sync_passive needs."""
     url = f"https://{OSOL1}:5665/v1/actions/process-check-result"
@@ -351,7 +343,7 @@ def test_icinga_shows_the_state_of_replicas_whichever_way_it_asks(
     world, source, target = installed, installed.source, installed.target
     set_up_agent(master, target, start, tmp_path / "agent.log")
     set_up_ssh(source, target)
-    set_up_nrpe(target, start, tmp_path / "nrpe.log")
+    start_nrpe(target, source, start, tmp_path / "nrpe.log")
     set_up_passive(source, target)
     TRANSCRIPT.parent.mkdir(parents=True, exist_ok=True)
     TRANSCRIPT.write_text("")
