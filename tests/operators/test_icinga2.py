@@ -273,18 +273,18 @@ def set_up_ssh(master: Node, node: Node) -> None:
 
 
 def set_up_passive(master: Node, node: Node) -> None:
-    """Give a node what zfs_sync_passive needs."""
+    """Give a node what zfs_sync_push_icinga2 needs."""
     url = f"https://{OSOL1}:5665/v1/actions/process-check-result"
     user, ca = "zfs_sync:of the passive results", "/etc/zfs_sync/icinga2-ca.crt"
     put(node, f'url = "{url}"\nuser = "{user}"\ncacert = "{ca}"\n', CURLRC, owner="nagios")
     put(node, master.inside(f"{CERTS}/ca.crt"), ca, owner="nagios")
-    put(node, ICINGA / "zfs_sync_passive", "/usr/local/bin/zfs_sync_passive")
-    node.run(["chmod", "755", "/usr/local/bin/zfs_sync_passive"])
+    put(node, ICINGA / "zfs_sync_push_icinga2", "/usr/local/bin/zfs_sync_push_icinga2")
+    node.run(["chmod", "755", "/usr/local/bin/zfs_sync_push_icinga2"])
 
 
 def hand_in(node: Node, seconds: int, service: str = PASSIVE) -> tuple[int, str]:
-    """Run zfs_sync_passive as its user; return its exit status and all that it says."""
-    command = ["/usr/local/bin/zfs_sync_passive", *service.split("!"), str(seconds)]
+    """Run zfs_sync_push_icinga2 as its user; return its exit status and all that it says."""
+    command = ["/usr/local/bin/zfs_sync_push_icinga2", *service.split("!"), str(seconds)]
     options = ["-v", "-s", SERVICE, "-r", RID]
     result = node.run(["runuser", "-u", "nagios", "--", *command, *options], check=False)
     return result.returncode, result.stdout + result.stderr
