@@ -70,8 +70,10 @@ def test_one_byte_in_one_child_is_sent_at_once(one_target: World) -> None:
 def test_what_was_written_to_the_replica_is_discarded_as_ever(one_target: World) -> None:
     world = one_target
     world.add_keys("skip_unchanged = True", "replica_readonly = False")
+    pool = world.dst.partition("/")[0]
+    world.target.zfs("set", f"mountpoint=/run/pools/{pool}", pool)
     world.sync()
-    world.target.zfs("mount", world.dst)
+    world.target.zfs("mount", "-a")
     world.target.write(world.dst, "stray", b"not from the source")
     world.target.zpool("sync")
     world.sync()
@@ -84,7 +86,7 @@ def test_a_target_that_was_away_is_sent_what_it_lacks(two_targets: World) -> Non
     world = two_targets
     world.add_keys("skip_unchanged = True")
     world.sync()
-    away, there = world.targets
+    away, _ = world.targets
     world.source.write(world.src, "file", b"while one is away")
     away.cut()
     world.sync(expect=1)

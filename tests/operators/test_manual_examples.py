@@ -11,8 +11,21 @@ import shlex
 
 from tests.e2e.test_failover import mount, unmount
 from tests.e2e.world import CONFIG_DIR, OK, World
-from tests.operators.conftest import REPOSITORY
+from tests.operators.conftest import CONTRIB, REPOSITORY
 
+# What every configuration of Icinga has, for those of its files that the manual speaks of.
+SHIPPED = ("command", "services")
+ICINGA = """
+const PluginDir = "/usr/lib/nagios/plugins"
+const PluginContribDir = PluginDir
+const ManubulonPluginDir = PluginDir
+include <itl>
+include <plugins>
+template Host "generic-host" { check_command = "hostalive", zone = "osol2.opensvc.com" }
+template Service "generic-service" { zone = "osol2.opensvc.com" }
+object Endpoint "osol2.opensvc.com" {}
+object Zone "osol2.opensvc.com" { endpoints = [ "osol2.opensvc.com" ] }
+"""
 PROMPT = re.compile(r"(?:(osol\d))?[#$] (.*)")
 
 
@@ -70,6 +83,18 @@ def test_the_agents_examples_do_what_the_manual_says(installed: World) -> None:
     world = installed
     osol1, osol2 = world.nodes
     manual = Chapter("zfs_sync_agent.8", world)
+
+    [said] = manual.type("Is all as it has to be")
+    assert world.dst in said
+    text = osol1.path(f"{CONFIG_DIR}/{world.service}.conf").read_text()
+    for node in world.nodes:
+        node.path(f"{CONFIG_DIR}/{world.service}.conf").unlink()
+    lines = manual.take("A service of two nodes")
+    [init] = " ".join(line.removesuffix("\\e") for line in lines).split("osol1# ")[1:]
+    osol1.run(["/bin/sh", "-c", init])
+    osol1.run(["zfs_sync_agent", "validate"])
+    osol1.path(f"{CONFIG_DIR}/{world.service}.conf").unlink()
+    world.configure(text)
 
     [line] = manual.take("Once an hour, as root")
     *_, user, command = line.split(maxsplit=6)
@@ -129,12 +154,25 @@ def test_the_checks_examples_do_what_the_manual_says(installed: World) -> None:
     [said] = manual.type("All of this node's replicas", on="osol2")
     assert "snapshot of" in said
     manual.type("A warning after 26 hours", on="osol2")
-    for line in manual.take("One resource, by NRPE"):
+    for line in manual.take("All replicas, and one resource, by NRPE"):
         command = line.partition("]=")[2]
         assert installed.target.run(shlex.split(command)).returncode == OK
-    text = manual.take("Icinga 2, on the agent")
+
+    host = (
+        "define host {\n use generic-host\n max_check_attempts 5\n host_name osol2.opensvc.com\n}"
+    )
+    objects = [host, *manual.take("Nagios asks for them")]
+    file = installed.target.inside("/etc/nagios4/conf.d/zfs_sync.cfg")
+    file.write_text("\n".join(objects) + "\n")
+    believed = ["nagios4", "-v", "/etc/nagios4/nagios.cfg"]
+    said = installed.target.run(believed, check=False).stdout
+    assert "Total Errors:   0" in said, said
+
+    shipped = [(CONTRIB / f"icinga2/zfs_sync_{name}.conf").read_text() for name in SHIPPED]
+    objects = [ICINGA, *shipped, *manual.take("Icinga 2: the folder")]
     file = installed.target.inside("/etc/icinga2.conf")
-    file.write_text("\n".join(text) + "\n")
+    file.write_text("\n".join(objects) + "\n")
     believed = ["icinga2", "daemon", "--validate", "--config", "/etc/icinga2.conf"]
-    assert "1 CheckCommand" in installed.target.run(believed).stdout
+    said = installed.target.run(believed, check=False).stdout
+    assert "Instantiated 2 Services." in said, said
     assert manual.is_used_up()
