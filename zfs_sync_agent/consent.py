@@ -13,7 +13,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from zfs_sync_agent import handover, pairing, zfs
+from zfs_sync_agent import handover, judge, pairing, zfs
 from zfs_sync_agent.errors import UNTOUCHED, BrokenChain, Refused
 from zfs_sync_agent.model import (
     MARK,
@@ -73,14 +73,11 @@ def foreign(source: SourceView, target: TargetView, who: Identity) -> list[str]:
     """Return the datasets and snapshots below dst that this agent did not send."""
     assert target.tree is not None  # noqa: S101 - the caller saw it
     known = {s.guid for d in source.tree.datasets.values() for s in d.snapshots.values()}
-    found = []
+    found = judge.without_own(target.tree, who)
     for name, dataset in target.tree.datasets.items():
-        full = target.tree.full(name)
-        snaps = dataset.snapshots.values()
-        if not any(snap.rid == who.rid_value for snap in snaps):
-            found.append(full)
-            continue
-        found += [f"{full}@{s.name}" for s in snaps if s.rid is None and s.guid not in known]
+        if (full := target.tree.full(name)) not in found:
+            snaps = dataset.snapshots.values()
+            found += [f"{full}@{s.name}" for s in snaps if s.rid is None and s.guid not in known]
     return found
 
 

@@ -20,6 +20,7 @@ from zfs_sync_agent.model import (
     Snapshot,
     SourceView,
     TargetView,
+    Tree,
 )
 
 # The flags of zfs send that decide the format of a whole chain.
@@ -103,6 +104,15 @@ def check_state_owner(target: TargetView, who: Identity) -> None:
         )
 
 
+def without_own(tree: Tree, who: Identity) -> list[str]:
+    """Return the datasets, by full name, of which no snapshot shows that this agent sent them."""
+    return [
+        tree.full(name)
+        for name, dataset in tree.datasets.items()
+        if not any(snap.rid == who.rid_value for snap in dataset.snapshots.values())
+    ]
+
+
 def check_target(
     source: SourceView,
     target: TargetView,
@@ -133,12 +143,16 @@ def check_target(
         if not twin.snapshots and pairing.resumable(source.tree, twin):
             return  # our own stream, cut inside its first dataset
         if target.mark:
+            again = command(who, target, "syncfull")
             raise BrokenChain(
                 f"chain broken: {target.dst} on {target.node} holds no snapshot that"
                 f" {source.tree.root} on {who.source} has",
                 untouched=UNTOUCHED,
-                hint=f"{command(who, target, 'syncfull')} sends all of it beside {target.dst}, and"
-                f" then lets it take the place of {target.dst}",
+                # syncfull destroys nothing of which no snapshot shows that it was sent.
+                hint=f"on {target.node}: zfs rename {target.dst} {target.dst}.mine; then {again}"
+                if without_own(target.tree, who)
+                else f"{again} sends all of it beside {target.dst}, and then lets it take the place"
+                f" of {target.dst}",
             )
         for intent in (names.tosend, names.tosend_for(target.node)):
             check_not_in_flight(target, twin, root.snapshots.get(intent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_a_broken_chain_is_mended_by_syncfull_and_the_old_copy_goes_last(
     world.sync()
     world.assert_equal()
     world.assert_tidy(world.target)
+
+
+def test_where_the_replica_lost_its_snapshots_what_the_block_says_mends_it(
+    one_target: World,
+) -> None:
+    world = one_target
+    world.sync()
+    world.target.zfs("destroy", "-r", f"{world.dst}@sent")
+    said = world.sync(expect=3).stderr
+    advice = re.search(rf"on {re.escape(world.target.name)}: zfs (rename .*); then (.*)", said)
+    assert advice, said
+    world.target.zfs(*advice[1].split())
+    world.agent(*advice[2].split()[1:])
+    world.sync()
+    world.assert_equal()
+    world.assert_check(OK)
+    assert world.exists(world.target, f"{world.dst}.mine")
 
 
 def test_syncfull_refuses_where_the_old_copy_holds_foreign_data(one_target: World) -> None:

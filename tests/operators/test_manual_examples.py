@@ -79,6 +79,20 @@ class Chapter:
         return True
 
 
+def set_up_anew(manual: Chapter, world: World) -> None:
+    """Let init write the service file that is there, which it never does; put it back then."""
+    osol1, file = world.source, f"{CONFIG_DIR}/{world.service}.conf"
+    text = osol1.path(file).read_text()
+    for node in world.nodes:
+        node.path(file).unlink()
+    lines = manual.take("A service of two nodes")
+    [init] = " ".join(line.removesuffix("\\e") for line in lines).split("osol1# ")[1:]
+    osol1.run(["/bin/sh", "-c", init])
+    osol1.run(["zfs_sync_agent", "validate"])
+    osol1.path(file).unlink()
+    world.configure(text)
+
+
 def test_the_agents_examples_do_what_the_manual_says(installed: World) -> None:
     world = installed
     osol1, osol2 = world.nodes
@@ -86,15 +100,7 @@ def test_the_agents_examples_do_what_the_manual_says(installed: World) -> None:
 
     [said] = manual.type("Is all as it has to be")
     assert world.dst in said
-    text = osol1.path(f"{CONFIG_DIR}/{world.service}.conf").read_text()
-    for node in world.nodes:
-        node.path(f"{CONFIG_DIR}/{world.service}.conf").unlink()
-    lines = manual.take("A service of two nodes")
-    [init] = " ".join(line.removesuffix("\\e") for line in lines).split("osol1# ")[1:]
-    osol1.run(["/bin/sh", "-c", init])
-    osol1.run(["zfs_sync_agent", "validate"])
-    osol1.path(f"{CONFIG_DIR}/{world.service}.conf").unlink()
-    world.configure(text)
+    set_up_anew(manual, world)
 
     [line] = manual.take("Once an hour, as root")
     *_, user, command = line.split(maxsplit=6)
