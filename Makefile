@@ -34,7 +34,8 @@ GUESTS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils debootstrap:deb
 OPERATORS := nagios4:nagios4-core icinga2:icinga2-bin nrpe:nagios-nrpe-server \
 	sudo:sudo curl:curl jq:jq zsh:zsh fish:fish \
 	/usr/lib/nagios/plugins/check_by_ssh:monitoring-plugins-basic \
-	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin
+	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin \
+	cron:cron systemctl:systemd faketime:faketime
 
 FAULTS := strace:strace faketime:faketime
 
