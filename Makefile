@@ -5,17 +5,19 @@
 # make operators  contrib/, packages and manuals, each tried with the real program
 # make kill   the tests of kills with every kill point, not a sample of them
 # make soak   random faults on four lab nodes; MINUTES=10, and SEED=n to repeat one
+# make deb    Debian packages of both programs, in build/deb
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
 # Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
 
-.PHONY: help demo test openzfs operators kill soak lint clean
+.PHONY: help demo test openzfs operators kill soak deb deb-tools lint clean
 
 # Each worker has labs of its own; the killing tests of one file are spread over the workers.
 JOBS ?= 2
 ARGS ?=
 SUITE ?= backports
 MINUTES ?= 10
+DEB := build/deb
 
 PY := .venv/bin/python
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -35,7 +37,12 @@ OPERATORS := nagios4:nagios4-core icinga2:icinga2-bin nrpe:nagios-nrpe-server \
 	sudo:sudo curl:curl jq:jq zsh:zsh fish:fish \
 	/usr/lib/nagios/plugins/check_by_ssh:monitoring-plugins-basic \
 	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin \
-	cron:cron systemctl:systemd faketime:faketime
+	cron:cron systemctl:systemd faketime:faketime lintian:lintian pipx:pipx \
+	debootstrap:debootstrap
+
+# What a source package of Debian is made of.
+SOURCES := CHANGELOG.md LICENSE MANIFEST.in README.md contrib debian man pyproject.toml setup.cfg \
+	check_zfs_sync zfs_sync_agent
 
 FAULTS := strace:strace faketime:faketime
 
@@ -57,7 +64,7 @@ openzfs:
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KEEP_OUTCOMES=1 ZFS_LAB=openzfs OPENZFS_SUITE=$(SUITE) \
 		$(PY) -m pytest -n $(JOBS) --dist worksteal $(if $(ALL),tests/e2e,$(WITH_OPENZFS)) $(ARGS)
 
-operators:
+operators: deb-tools
 	@tests/setup.sh $(LAB) $(MANUALS) $(OPERATORS)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 \
 		$(PY) -m pytest -n $(JOBS) --dist worksteal tests/operators $(ARGS)
@@ -71,6 +78,18 @@ soak:
 	@tests/setup.sh $(LAB)
 	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m tests.soak --minutes $(MINUTES) \
 		$(if $(SEED),--seed $(SEED)) $(if $(DEFECT),--defect $(DEFECT))
+
+deb-tools:
+	@dpkg-checkbuilddeps 2>/dev/null || $(AS_ROOT) sh -c 'apt-get -q update; \
+		apt-get -q -y --no-install-recommends --no-remove build-dep ./ </dev/null'
+
+# With Debian's own python3, whatever the PATH finds before it.
+deb: deb-tools
+	rm -rf $(DEB)
+	mkdir -p $(DEB)/source
+	cp -r $(SOURCES) $(DEB)/source
+	cd $(DEB)/source && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc
+	rm -r $(DEB)/source
 
 lint:
 	@tests/setup.sh $(MANUALS)
