@@ -113,9 +113,12 @@ def test_the_check_is_installed_without_the_agent(machine: Machine, packages: Pa
     examples = machine.path(f"/usr/share/doc/{CHECK}/examples")
     shipped = {str(file.relative_to(examples)) for file in examples.rglob("*") if file.is_file()}
     wanted = {str(file.relative_to(CONTRIB)) for file in CONTRIB.rglob("*") if file.is_file()}
-    assert shipped == {one for one in wanted if not one.startswith(("cron.d/", "systemd/"))}
-    assert PLUGIN in (examples / "nrpe/zfs_sync.cfg").read_text()
-    assert not [one for one in shipped if "/usr/local/bin/check" in (examples / one).read_text()]
+    elsewhere = ("completion/", "cron.d/", "systemd/")
+    assert shipped == {one for one in wanted if not one.startswith(elsewhere)}
+    lines = [line for one in shipped for line in (examples / one).read_text().splitlines()]
+    assert [line for line in lines if PLUGIN in line]
+    other = [line for line in lines if "/usr/local/bin/check_zfs_sync" in line]
+    assert [line for line in other if "ln -s " not in line] == []
 
 
 def test_the_agent_is_installed_upgraded_removed_and_purged(
@@ -125,6 +128,11 @@ def test_the_agent_is_installed_upgraded_removed_and_purged(
     machine.install(both)
     assert machine.run("zfs_sync_agent", "-V").stdout == f"zfs_sync_agent {__version__}\n"
     assert machine.run("man", "-w", "zfs_sync_agent").stdout.startswith("/usr/share/man/man8/")
+
+    # As bash-completion does at the first Tab after the name of a program.
+    load = ". /usr/share/bash-completion/completions/zfs_sync_agent"
+    complete = "_zfs_sync_complete zfs_sync_agent sta ''; echo ${COMPREPLY[@]}"
+    assert machine.run("bash", "-c", f"{load}; {complete}").stdout == "status\n"
 
     machine.path(SERVICE_FILE).write_text(
         (REPOSITORY / "tests/demo/z3.opensvc.com.env").read_text()
