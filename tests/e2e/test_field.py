@@ -234,6 +234,22 @@ def test_b17_a_mountpoint_that_the_target_uses_is_refused_before_anything_is_rec
     world.assert_check(OK)
 
 
+@pytest.mark.needs("unmounted")
+def test_b17_nothing_that_is_received_is_mounted(one_target: World) -> None:
+    world = one_target
+    pool = world.dst.partition("/")[0]
+    world.target.zfs("set", f"mountpoint=/run/pools/{pool}", pool)
+    world.watch()
+    world.sync()
+    change(world, "second")
+    world.sync()
+    assert all("-u" in call for call in world.receives())
+    assert len(world.receives()) == 2
+    held = [f"{world.dst}{name}" for name in world.datasets(world.target, world.dst)]
+    assert {world.prop(world.target, "mounted", name).value for name in held} == {"no"}
+
+
+@pytest.mark.lacks("unmounted")
 def test_b17_where_receive_knows_u_nothing_that_is_received_is_mounted(one_target: World) -> None:
     world = one_target
     zfs = world.target.root / "bin" / "zfs"
@@ -252,8 +268,10 @@ def test_b17_where_receive_knows_u_nothing_that_is_received_is_mounted(one_targe
 def test_b18_a_quota_and_a_reservation_that_travel_stop_nothing(one_target: World) -> None:
     world = one_target
     # The target has no room for what the child reserves.
-    world.target.zfs("create", "-o", "refreservation=150M", "osol2_z3_root/other")
-    world.source.zfs("set", "refreservation=150M", f"{world.src}/a")
+    free = int(world.prop(world.target, "available", "osol2_z3_root").value)
+    taken = f"refreservation={free - (32 << 20)}"
+    world.target.zfs("create", "-o", taken, "osol2_z3_root/other")
+    world.source.zfs("set", "refreservation=48M", f"{world.src}/a")
     world.source.zfs("set", "quota=3M", f"{world.src}/b")
     world.sync()
     world.assert_equal()

@@ -18,7 +18,9 @@ from tests.lab.process import eventually
 
 from . import client, guest
 
-FEATURES = frozenset({"written", "unmounted", "resume", "raw", "exclude", "volumes", "machine"})
+FEATURES = frozenset(
+    {"written", "unmounted", "resume", "raw", "exclude", "volumes", "machine", "slop"}
+)  # slop: room that data cannot take
 PROGRAMS = ("zfs", "zpool", "guest")
 PLACE = "/usr/local/sbin"
 
