@@ -171,6 +171,13 @@ def _lower(text: str) -> str:
     return text.lower()
 
 
+def _metrics_file(text: str) -> str | None:
+    """The path of a file for the node exporter, whose textfile collector takes *.prom alone."""
+    if text and not (text.startswith("/") and text.endswith(".prom")):
+        raise ValueError("must be an absolute path of a file whose name ends in .prom")
+    return text or None
+
+
 def _dataset(text: str) -> str:
     """The name of a filesystem or volume, by the rules of zfs(8) and zpool-create(8)."""
     if not text:
@@ -330,6 +337,12 @@ class _Keys:
     zfs = _Key(_command, "zfs", "/usr/sbin/zfs", "the zfs command")
     sudo = _Key(_boolean, "False", "True", "zfs is run with sudo")
     stall_timeout = _Key(_timeout, "600", "600", "seconds without a byte before a send is given up")
+    metrics_file = _Key(
+        _metrics_file,
+        "",
+        "/var/lib/prometheus/node-exporter/zfs_sync.prom",
+        "in node.conf: what Prometheus is to know of this node's replicas",
+    )
 
 
 _TABLE: dict[str, _Key[object]] = {
@@ -865,16 +878,23 @@ def _swallowed(section: _Section, option: _Option) -> Iterator[Problem]:
             yield section.problem(text)._replace(line=line)
 
 
+def _misplaced(section: _Section, option: _Option) -> Iterator[str]:
+    if option.key in _NODE_LISTS and section.name != "DEFAULT":
+        yield f"{option.name} belongs to [DEFAULT]; write it there, or name the nodes in target"
+    if option.key == "metrics_file" and os.path.basename(section.file) != NODE_CONF:
+        yield f"{option.name} belongs to [DEFAULT] of {NODE_CONF}: one file tells of all services"
+    if option.key == "type" and option.scope is not None:
+        said = f"{option.name} = {_joined(option.value)}"
+        yield f"{said}: the type is the same on every node; write: type = zfs"
+
+
 def _setting_problems(section: _Section, option: _Option, nodes: _Nodes) -> Iterator[str]:
     key, value = _TABLE[option.key], _joined(option.value)
     said = f"{option.name} = {value}"
     if not (option.name + value).replace("\t", " ").isprintable():
         yield f"{option.key} has a character that cannot be seen: write the line again"
         return
-    if option.key in _NODE_LISTS and section.name != "DEFAULT":
-        yield f"{option.name} belongs to [DEFAULT]; write it there, or name the nodes in target"
-    if option.key == "type" and option.scope is not None:
-        yield f"{said}: the type is the same on every node; write: type = zfs"
+    yield from _misplaced(section, option)
     names: Sequence[str] = ()
     try:
         key.parse(value)
@@ -1026,6 +1046,13 @@ def load_services(
         tuple(services[name] for name in wanted if name in services),
         (*unknown, *dict.fromkeys(each for name in wanted for each in problems.get(name, ()))),
     )
+
+
+def metrics_file(config_dir: str, *, nodename: str) -> str | None:
+    """The metrics_file of a node; None if node.conf has none, or one that cannot be used."""
+    section = _node_conf(config_dir).sections.get("DEFAULT", _NO_SECTION)
+    nodes = _Nodes(option.scope for option in section.options if option.scope)
+    return _Levels((section,), nodes).value(_Keys.metrics_file, nodes.this_node(nodename))
 
 
 def _load_all(

@@ -26,7 +26,12 @@ PACKAGES = ("check_zfs_sync", "zfs_sync_agent")
 LAYERS = (
     {"check_zfs_sync"},  # the version
     {"check_zfs_sync.service", "check_zfs_sync.statefile"},
-    {"check_zfs_sync.plugin", "zfs_sync_agent.errors", "zfs_sync_agent.model"},
+    {
+        "check_zfs_sync.plugin",
+        "zfs_sync_agent.errors",
+        "zfs_sync_agent.metrics",
+        "zfs_sync_agent.model",
+    },
     {"check_zfs_sync.__main__", "zfs_sync_agent.transport", "zfs_sync_agent.zfs"},
     {"zfs_sync_agent.pairing"},
     {"zfs_sync_agent.rotating"},
@@ -43,7 +48,8 @@ LAYERS = (
     {"zfs_sync_agent", "zfs_sync_agent.__main__"},
 )
 PURE = tuple(
-    f"zfs_sync_agent.{name}" for name in ("consent", "handover", "model", "plan", "trial", "zfs")
+    f"zfs_sync_agent.{name}"
+    for name in ("consent", "handover", "metrics", "model", "plan", "trial", "zfs")
 )
 # What lets a module reach the world, or ask what time it is.
 WORLD = {

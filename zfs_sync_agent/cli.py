@@ -16,9 +16,9 @@ from types import FrameType
 from typing import NoReturn
 
 from check_zfs_sync import __version__
-from check_zfs_sync.service import Service, SyncResource, Target, load_services
+from check_zfs_sync.service import Service, SyncResource, Target, load_services, metrics_file
 from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import forget, init, record, status, transport
+from zfs_sync_agent import forget, init, metrics, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
     EXIT_FAILED,
@@ -134,7 +134,9 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if args.action == "forget":
-        return forget.run(args, services, doubtful=bool(problems))
+        code = forget.run(args, services, doubtful=bool(problems))
+        _Metrics(args).write()
+        return code
     codes = {EXIT_USAGE} if problems else {EXIT_OK}
     resources = [one for service in services for one in service.resources]
     if complaint := _unknown_names(args, resources, problems=bool(problems)):
@@ -149,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.action == "status":
         status.show(resources, args.state_dir, args.node, as_json=args.json)
     else:
-        codes |= {_run_resource(args, one) for one in resources if one.src is not None}
+        codes |= _run_resources(args, [one for one in resources if one.src is not None])
     return worst_exit(codes)
 
 
@@ -170,6 +172,17 @@ def _misplaced_option(args: argparse.Namespace) -> str | None:
         if given and args.action != action:
             return f"{option} belongs to {action}"
     return None
+
+
+def _run_resources(args: argparse.Namespace, resources: list[SyncResource]) -> set[int]:
+    """Run one after the other; each one's news is in the metrics before the next one begins."""
+    codes, metrics_of_node = set(), _Metrics(args)
+    for one in resources:
+        codes.add(_run_resource(args, one))
+        metrics_of_node.write()
+    if not resources:  # a target alone: what was copied here
+        metrics_of_node.write()
+    return codes
 
 
 def _unknown_names(
@@ -378,6 +391,34 @@ def _alerted(now: int, reason: str) -> Callable[[TargetState], TargetState]:
 def _gist(reason: str) -> str:
     """Return a reason without its numbers: bytes and process ids differ at every run."""
     return re.sub(r"\d+", "#", reason)
+
+
+class _Metrics:
+    """The metrics file of this node, if node.conf has one; failing to write it fails no run."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._state_dir = args.state_dir
+        self._path = metrics_file(args.config_dir, nodename=args.nodename)
+        if args.dry_run:
+            self._path = None
+        if self._path is not None:  # all services, whatever -s selects: it is one file
+            services, problems = load_services(args.config_dir, nodename=args.nodename)
+            self._resources = [one for service in services for one in service.resources]
+            self._wrong = len({problem.file for problem in problems})
+
+    def write(self) -> None:
+        """Write it anew; a failure is logged, once."""
+        if self._path is None:
+            return
+        try:
+            record.write_metrics(self._path, self._state_dir, self._text)
+        except OSError as error:
+            LOG.warning("WARNING - metrics_file %s is not written: %s", self._path, error)
+            self._path = None
+
+    def _text(self, states: list[State], torn: int) -> str:
+        replicas = metrics.replicas_of(states, self._resources)
+        return metrics.format_metrics(replicas, unusable=torn + self._wrong)
 
 
 # --- the process ------------------------------------------------------------------------------

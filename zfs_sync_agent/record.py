@@ -1,4 +1,4 @@
-"""Keeps what a run leaves behind: its locks, the state file here and the copies on the targets.
+"""Keeps what a run leaves behind: its locks, the state file, its copies on targets, the metrics.
 
 It never decides anything from a state file, and no reader ever sees half of one.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from check_zfs_sync.statefile import (
+    SUFFIX,
     Attempt,
     State,
     StateFileError,
@@ -103,14 +104,12 @@ class Record:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold off, for moments, other writers of the state file and the source's properties."""
-        folder = Path(self.path).parent
         # By src, not by resource: two resources may keep their bases in one src's property.
-        lock = folder / f".{self._empty.src.replace('/', '%')}.write.lock"
+        name = f".{self._empty.src.replace('/', '%')}.write.lock"
+        lock = Path(self.path).with_name(name)
         with _told(f"cannot lock {lock}", "what would have come after it"):
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = lock.open("a")
+            handle = _exclusive(lock)
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def read(self) -> State:
@@ -179,12 +178,48 @@ class Record:
     def _write(self, state: State) -> None:
         what = f"cannot write the state file {self.path}"
         with _told(what, "the data on both sides; the check sees the old state"):
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
             _write(Path(self.path), format_state(state))
+
+
+def write_metrics(path: str, state_dir: str, text: Callable[[list[State], int], str]) -> None:
+    """Write the node's metrics file: `text` of all its states and the number of unusable ones.
+
+    Raises OSError. Who writes last has read last: both are done under one lock. The folder is not
+    made: nobody would look for the file in one that the node exporter does not know.
+    """
+    with _exclusive(Path(state_dir) / ".metrics.lock"):
+        _write(Path(path), text(*_read_states(state_dir)))
+
+
+def _read_states(state_dir: str) -> tuple[list[State], int]:
+    states, unusable = [], 0
+    for path in sorted(Path(state_dir).glob(f"[!.]*{SUFFIX}")):
+        try:
+            state = read_state(str(path))
+        except StateFileError:
+            unusable += 1
+            continue
+        if state is None:
+            continue  # removed since the listing
+        # A copy made by hand would be told of twice, or as another resource.
+        if path.name == f"{state.service}_{state.rid}{SUFFIX}":
+            states.append(state)
+        else:
+            unusable += 1
+    return states, unusable
+
+
+def _exclusive(lock: Path) -> IO[str]:
+    """Return the open lock file; whoever else wants it waits until it is closed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    handle = lock.open("a")
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def _write(path: Path, text: str) -> None:
     """Write the file under the lock: what is there of a temporary one, a kill has left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -18,6 +18,7 @@ from check_zfs_sync.service import (
     duration_seconds,
     load_service,
     load_services,
+    metrics_file,
 )
 
 MAN_PAGE = Path(__file__).parents[2] / "man" / "zfs_sync.conf.5"
@@ -682,6 +683,30 @@ def test_problem_in_node_conf_is_told_with_its_place_once(write: Write, tmp_path
     assert services == ()
     assert len(problems) == 1
     assert str(problems[0]).startswith(f"{tmp_path}/node.conf:3: [DEFAULT] recursive = maybe: ")
+
+
+def test_metrics_file_is_that_of_node_conf(write: Write, tmp_path: Path) -> None:
+    assert metrics_file(str(tmp_path), nodename="db1") is None
+    write("[DEFAULT]\nmetrics_file = /a.prom\nmetrics_file@db2 = /b.prom\n", "node.conf")
+    files = [metrics_file(str(tmp_path), nodename=node) for node in ("db1", "db2.example.com")]
+    assert files == ["/a.prom", "/b.prom"]
+
+
+@pytest.mark.parametrize("value", ["zfs_sync.prom", "/var/lib/zfs_sync.txt"])
+def test_a_metrics_file_that_no_collector_would_read_is_refused(
+    write: Write, tmp_path: Path, value: str
+) -> None:
+    write(f"[DEFAULT]\nmetrics_file = {value}\n", "node.conf")
+    path = write(NODES + SYNC)
+    with pytest.raises(ServiceError, match=r"an absolute path of a file whose name ends in \.prom"):
+        load_service(path, nodename="db1")
+    assert metrics_file(str(tmp_path), nodename="db1") is None
+
+
+def test_a_metrics_file_in_a_service_file_is_told_where_it_belongs(complain: Complain) -> None:
+    expected = "metrics_file belongs to [DEFAULT] of node.conf: one file tells of all services"
+    assert expected in complain(NODES + SYNC + "metrics_file = /a.prom\n")
+    assert expected in complain(NODES + "metrics_file = /a.prom\n" + SYNC)
 
 
 # --- Left alone --------------------------------------------------------------------------------

@@ -711,3 +711,74 @@ def test_node_narrows_the_table(config: Path, capsys: pytest.CaptureFixture[str]
 )
 def test_a_duration_is_shown_as_people_read_it(seconds: int | None, text: str) -> None:
     assert status.human(seconds) == text
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prom(config: Path) -> Path:
+    """The metrics file that node.conf names."""
+    file = config.parent / "zfs_sync.prom"
+    (config / "node.conf").write_text(f"[DEFAULT]\nmetrics_file = {file}\n")
+    return file
+
+
+def targets_in(file: Path) -> list[str]:
+    lines = [one for one in file.read_text().splitlines() if one.startswith("zfs_sync_max_delay")]
+    return [line.partition('target="')[2].partition('"')[0] for line in lines]
+
+
+def test_a_run_tells_prometheus_of_all_services_whatever_it_ran(config: Path, prom: Path) -> None:
+    (config / "web.conf").write_text(SERVICE.replace("data", "web").replace("other", "more"))
+    call(config, "-s", "z3", "--rid", "sync#1", "syncnodes")
+    assert targets_in(prom) == ["osol2", "osol3"] * 2
+
+
+def test_a_node_that_sends_nothing_tells_of_what_it_holds(config: Path, prom: Path) -> None:
+    folder = config.parent / "state"
+    folder.mkdir()
+    copy = State("z3", "sync#1", "osol9", "osol1", SRC, 60, "1", {"osol1": record.never(DST)})
+    Path(state_path(str(folder), "z3", "sync#1")).write_text(format_state(copy))
+    (config / "z3.conf").write_text("[sync#1]\ntype = zfs\nsrc@osol9 = tank/x\ntarget = osol1\n")
+    assert call(config, "syncnodes") == 0
+    assert targets_in(prom) == ["osol1"]
+    assert 'role="target"' in prom.read_text()
+
+
+def test_service_files_that_cannot_be_used_are_counted(config: Path, prom: Path) -> None:
+    (config / "web.conf").write_text("[sync#1]\ntype = zfs\nsrcs = tank/web\nx = 1\n")
+    assert call(config, "syncnodes") == 2
+    assert "\nzfs_sync_unusable_files 1\n" in prom.read_text()
+
+
+@pytest.mark.parametrize("words", [["-n", "syncnodes"], ["status"], ["validate"]], ids=" ".join)
+def test_what_changes_nothing_writes_no_metrics(config: Path, prom: Path, words: list[str]) -> None:
+    call(config, *words)
+    assert not prom.exists()
+
+
+def test_what_is_forgotten_is_gone_from_the_metrics(config: Path, prom: Path) -> None:
+    folder = config.parent / "state"
+    folder.mkdir()
+    path = Path(state_path(str(folder), "gone", "sync#1"))
+    state = State("gone", "sync#1", "osol1", "osol1", SRC, 60, "1", {"osol5": record.never(DST)})
+    path.write_text(format_state(state))
+    call(config, "syncnodes")
+    assert "osol5" in targets_in(prom)
+    path.unlink()
+    call(config, "forget", "gone", "sync#1")
+    assert "osol5" not in targets_in(prom)
+
+
+def test_metrics_that_cannot_be_written_are_told_once_and_fail_nothing(
+    config: Path, prom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = call(config, "syncupdate")
+    capsys.readouterr()
+    prom.unlink()
+    prom.mkdir()
+    assert call(config, "-v", "syncupdate") == before
+    said = capsys.readouterr().err
+    assert said.count(f"WARNING - metrics_file {prom} is not written: ") == 1
+    assert list(config.parent.glob("*.tmp")) == []

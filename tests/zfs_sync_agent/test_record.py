@@ -407,3 +407,55 @@ def test_an_epoch_is_shown_in_utc_wherever_the_node_is(
         "Sun Nov 01 06:30:00 2020 UTC",
     ]
     assert kept == "sent.20201101T063000Z-451274"
+
+
+# --- the metrics file -------------------------------------------------------------------------
+
+
+def counted(states: list[State], unusable: int) -> str:
+    return f"{[(one.service, one.rid) for one in states]} and {unusable}"
+
+
+def test_metrics_are_made_of_all_states_and_the_number_of_those_that_are_none(
+    rec: Record, tmp_path: Path
+) -> None:
+    folder, file = Path(rec.path).parent, tmp_path / "zfs_sync.prom"
+    rec.update("osol2", DST, constant(IN_SYNC))
+    (folder / "web_sync#1_zfs_state").write_text("{")
+    (folder / "copy_sync#1_zfs_state").write_text(Path(rec.path).read_text())
+    (folder / ".z3_sync#2_zfs_state").write_text("not yet whole")
+    before = os.umask(0o077)
+    record.write_metrics(str(file), str(folder), counted)
+    os.umask(before)
+    assert file.read_text() == "[('z3', 'sync#1')] and 2"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["state", "zfs_sync.prom"]
+
+
+def test_the_folder_of_the_metrics_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        record.write_metrics(str(tmp_path / "no/z.prom"), str(tmp_path / "state"), counted)
+    assert not (tmp_path / "no").exists()
+
+
+def test_who_writes_metrics_reads_the_states_after_the_other_has_written(tmp_path: Path) -> None:
+    file, reading = tmp_path / "z.prom", threading.Event()
+
+    def slow(_states: list[State], _unusable: int) -> str:
+        reading.set()
+        other.join(0.2)
+        assert other.is_alive()
+        return "old"
+
+    def write(text: Callable[[list[State], int], str]) -> None:
+        record.write_metrics(str(file), str(tmp_path / "state"), text)
+
+    def write_second() -> None:
+        reading.wait()
+        write(lambda *_: "new")
+
+    other = threading.Thread(target=write_second)
+    other.start()
+    write(slow)
+    other.join()
+    assert file.read_text() == "new"

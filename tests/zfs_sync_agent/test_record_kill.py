@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,11 +87,15 @@ def left_over(path: Path) -> list[str]:
 
 
 def update_in_a_child(rec: Record, words: list[str]) -> int:
-    """Update under strace from the first call on; return the child's wait status."""
+    return in_a_child(lambda: rec.update("osol2", DST, large), words)
+
+
+def in_a_child(act: Callable[[], object], words: list[str]) -> int:
+    """Act under strace from the first call on; return the child's wait status."""
     child = os.fork()
     if child == 0:
         os.kill(os.getpid(), signal.SIGSTOP)
-        rec.update("osol2", DST, large)
+        act()
         os._exit(0)
     os.waitpid(child, os.WUNTRACED)
     with subprocess.Popen([*words, "-p", str(child)], stderr=subprocess.DEVNULL):
@@ -119,6 +124,26 @@ def test_an_update_killed_at_any_system_call_leaves_the_old_file_or_the_new(
         rec.update("osol2", DST, large)
         assert (rec.read(), left_over(path)) == (new, []), point
     assert seen == {True, False}
+
+
+def test_metrics_killed_at_any_system_call_are_the_old_ones_or_the_new(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    file, log = tmp_path / "node" / "zfs_sync.prom", tmp_path / "log"
+
+    def write() -> None:
+        record.write_metrics(str(file), str(tmp_path / "state"), lambda *_: LARGE)
+
+    assert in_a_child(write, strace(log, None)) == 0
+    seen = set()
+    for point in points(log):
+        file.write_text("old")
+        litter(file)
+        assert in_a_child(write, strace(log, point)) == signal.SIGKILL, point
+        assert file.read_text() in ("old", LARGE), point
+        seen.add(file.read_text())
+        write()
+        assert (file.read_text(), left_over(file)) == (LARGE, []), point
+    assert seen == {"old", LARGE}
 
 
 PROGRAMS = ("mkdir", "rm", "cat", "chmod", "sync", "mv")
