@@ -34,6 +34,7 @@ WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds
 GUESTS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils debootstrap:debootstrap mke2fs:e2fsprogs
 # What contrib/ and the packages are tried with.
 OPERATORS := nagios4:nagios4-core icinga2:icinga2-bin nrpe:nagios-nrpe-server \
+	prometheus:prometheus prometheus-node-exporter:prometheus-node-exporter \
 	sudo:sudo curl:curl jq:jq zsh:zsh fish:fish \
 	/usr/lib/nagios/plugins/check_by_ssh:monitoring-plugins-basic \
 	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin \
