@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from types import FrameType
-from typing import NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 
 from check_zfs_sync import __version__
 from check_zfs_sync.service import (
@@ -35,16 +35,22 @@ from check_zfs_sync.service import (
 from check_zfs_sync.statefile import SUFFIX as STATE_SUFFIX
 from check_zfs_sync.statefile import State, StateFileError, TargetState, digest, read_state
 
+if TYPE_CHECKING:
+    from check_zfs_sync.formats import Item
+
 NAME = "ZFS_SYNC"
 EXIT_UNKNOWN = 3
 
 try:
     import nagiosplugin
 except Exception as missing:  # a broken library is as good as none, and exit 1 would say WARNING
+    _head, _status = f"{NAME} UNKNOWN -", EXIT_UNKNOWN
+    if "--checkmk" in sys.argv:  # see format_answer
+        _head, _status = '3 "ZFS sync" -', 0
     _why = " ".join(str(missing).split())
     with suppress(OSError):  # unbuffered: a full stdout must not end in the status of a last flush
-        os.write(1, f"{NAME} UNKNOWN - the library nagiosplugin is missing: {_why}\n".encode())
-    raise SystemExit(EXIT_UNKNOWN) from None
+        os.write(1, f"{_head} the library nagiosplugin is missing: {_why}\n".encode())
+    raise SystemExit(_status) from None
 
 STATE_DIR = "/var/lib/zfs_sync"
 CONFIG_DIR = "/etc/zfs_sync"
@@ -73,6 +79,11 @@ class Level(IntEnum):
     WARNING = 2
     CRITICAL = 3
 
+
+OUTPUTS = {
+    "checkmk": "the lines of a local check for checkmk; then 0 is the exit status",
+    "json": "one JSON object, for programs",
+}
 
 _SERVICE_STATES = {
     Level.OK: nagiosplugin.Ok,
@@ -174,6 +185,7 @@ class Options(NamedTuple):
     state_dir: str
     config_dir: str
     verify: bool
+    output: str
     timeout: float
     verbosity: int
 
@@ -192,11 +204,15 @@ class _Reply(Exception):
     """What is to be printed instead of a check result."""
 
 
+class _BadArguments(Exception):
+    """What is wrong with the command line."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with the manners of a plugin: its own exit 2 would read as CRITICAL, on stderr."""
 
     def error(self, message: str) -> NoReturn:
-        raise _Reply(status_line(Level.UNKNOWN, f"bad arguments: {message}; see --help"))
+        raise _BadArguments(f"bad arguments: {message}; see --help")
 
 
 class _Help(argparse.Action):
@@ -210,7 +226,7 @@ class _Version(argparse.Action):
 
 
 def parse_arguments(argv: Sequence[str]) -> Options:
-    """Returns the options; raises _Reply for --help, --version and every mistake."""
+    """Returns the options; raises _Reply for --help and --version, _BadArguments for mistakes."""
     values = _parser().parse_args(argv)
     return Options(
         services=tuple(values.service),
@@ -222,6 +238,7 @@ def parse_arguments(argv: Sequence[str]) -> Options:
         state_dir=values.state_dir,
         config_dir=values.config_dir,
         verify=values.verify,
+        output=values.output,
         timeout=values.timeout,
         verbosity=values.verbose,
     )
@@ -245,6 +262,12 @@ def _parser() -> _Parser:
     add("--state-dir", metavar="DIR", default=STATE_DIR, help=f"default {STATE_DIR}")
     add("--config-dir", metavar="DIR", default=CONFIG_DIR, help=f"default {CONFIG_DIR}")
     add("--verify", action="store_true", help="ask the local zfs for the recorded snapshots")
+    form = parser.add_mutually_exclusive_group()
+    for name, text in OUTPUTS.items():
+        option = f"--{name}"
+        form.add_argument(
+            option, dest="output", action="store_const", const=name, default="", help=text
+        )
     add(
         "-t",
         "--timeout",
@@ -1108,6 +1131,9 @@ def check(options: Options, now: int, nodename: str) -> tuple[str, int]:
         Phrases(options, notes),
     )
     run_check()
+    if options.output:
+        items = [item_of(it, options) for it in ranked(run_check.results.verdicts())]
+        return format_answer(options.output, run_check.exitcode, run_check.summary_str, items)
     # Printed here and not by the library's Runtime: it swallows an unwritable stdout, takes 0.5
     # seconds for no timer and lets a newline in a text forge a line.
     text = f"{NAME} {str(run_check.state).upper()} - {clean(run_check.summary_str)}"
@@ -1117,6 +1143,67 @@ def check(options: Options, now: int, nodename: str) -> tuple[str, int]:
     if options.verbosity:
         lines += [clean(line) for line in run_check.summary.verbose(run_check.results)]
     return "\n".join(lines) + "\n", run_check.exitcode
+
+
+def item_of(verdict: Verdict, options: Options) -> "Item":
+    """Returns what the other formats tell of one subject."""
+    from check_zfs_sync.formats import Item  # noqa: PLC0415 - Nagios does not need it
+
+    subject, state = verdict.subject, _SERVICE_STATES[verdict.level].code
+    if isinstance(subject, Unjudged):
+        details: dict[str, object] = {"kind": subject.kind}
+        return Item(state, subject.service, subject.rid, "", verdict.words, {}, details)
+    warning = warning_of(subject, options).plain
+    critical = options.critical.plain if options.critical is not None else ""
+    known, entry = subject.state, subject.entry
+    metrics = {}
+    if verdict.lag is not None:
+        metrics["lag"] = (verdict.lag, warning, critical)
+    success = entry.last_success if entry is not None else None
+    if success is not None:
+        metrics["bytes"] = (success.bytes, "", "")
+        if success.finished >= success.started:
+            metrics["duration"] = (success.finished - success.started, "", "")
+    parts = (entry.snapshot, success, entry.last_attempt) if entry is not None else (None,) * 3
+    snapshot, last_success, last_attempt = (part and part._asdict() for part in parts)
+    details = {
+        "kind": verdict.kind,
+        "lag": verdict.lag,
+        "limit": int(warning) if warning else None,
+        "source": known.source if known is not None else None,
+        "src": known.src if known is not None else None,
+        "dst": entry.dst if entry is not None else None,
+        "snapshot": snapshot,
+        "last_success": last_success,
+        "last_attempt": last_attempt,
+    }
+    service, rid, target = map(clean, (subject.service, subject.rid, subject.target))
+    return Item(state, service, rid, target, verdict.words, metrics, details)
+
+
+def format_answer(
+    output: str, state: int, text: str, items: Sequence["Item"] = ()
+) -> tuple[str, int]:
+    """Returns the text to print in one of the other formats, and the exit status.
+
+    For checkmk it is 0, since the states are in the lines: of a local check that it runs at
+    intervals, in local/300, the agent throws the output away if it exits with anything else.
+    """
+    from check_zfs_sync import formats  # noqa: PLC0415 - Nagios does not need it
+
+    answer = formats.Answer(state, clean(text), items)
+    if output == "checkmk":
+        return formats.format_checkmk(answer), 0
+    return formats.format_json(answer), state
+
+
+def unanswered(argv: Sequence[str], text: str, verbosity: int = 0) -> tuple[str, int]:
+    """Returns what is printed where nothing could be judged, in the format that was asked for."""
+    # The command line may be what is wrong, so the options are not there to be asked.
+    for output in OUTPUTS:
+        if f"--{output}" in argv:
+            return format_answer(output, EXIT_UNKNOWN, text)
+    return status_line(Level.UNKNOWN, text) + _traceback(verbosity), EXIT_UNKNOWN
 
 
 def run(
@@ -1141,11 +1228,12 @@ def run(
             text, status = check(options, int(now), nodename)
     except _Reply as reply:
         text = str(reply)
+    except _BadArguments as mistake:
+        text, status = unanswered(argv, str(mistake))
     except (_Ended, KeyboardInterrupt) as ended:
-        text = status_line(Level.UNKNOWN, str(ended) or "interrupted")
+        text, status = unanswered(argv, str(ended) or "interrupted")
     except BaseException as error:  # whatever it is, Nagios must get a line and a status of its own
-        text = status_line(Level.UNKNOWN, f"{type(error).__name__}: {error}")
-        text += _traceback(verbosity)
+        text, status = unanswered(argv, f"{type(error).__name__}: {error}", verbosity)
     try:
         if stdout is None:
             return EXIT_UNKNOWN
@@ -1196,10 +1284,11 @@ def _watched(options: Options, when_stuck: Callable[[Options], object]) -> Itera
 
 def _end_when_stuck(options: Options) -> None:
     folders = f"{options.state_dir} or {options.config_dir}"
-    text = f"a file system does not answer, perhaps that of {folders}"
+    said = f"a file system does not answer, perhaps that of {folders}"
+    text, status = unanswered(sys.argv[1:], said)
     with suppress(OSError):
-        os.write(1, status_line(Level.UNKNOWN, text).encode(errors="backslashreplace"))
-    os._exit(EXIT_UNKNOWN)
+        os.write(1, text.encode(errors="backslashreplace"))
+    os._exit(status)
 
 
 def _end_by_signal(number: int, _frame: FrameType | None) -> None:

@@ -246,6 +246,132 @@ def test_the_alarm_is_off_and_its_handler_back_when_the_check_is_done(folder: Pa
     assert signal.getsignal(signal.SIGALRM) is before
 
 
+# --- other formats -----------------------------------------------------------------------------
+
+# checkmk's own rules for a line: a state, a name in quotes without any, figures without a space.
+LOCAL_CHECK = re.compile(r'([0-3]) "([^"\'|\\\n]+)" (-|[a-z]+=[^ \n"]+) ([^\\\n]+)')
+
+
+def local_checks(text: str) -> dict[str, tuple[int, str, str]]:
+    """Returns the state, the figures and the text of each service of a local check."""
+    assert text.endswith("\n")
+    found = [LOCAL_CHECK.fullmatch(line) for line in text[:-1].split("\n")]
+    assert None not in found, text
+    return {it[2]: (int(it[1]), it[3], it[4]) for it in found if it}
+
+
+def levels(text: str) -> int:
+    """Returns Nagios's state of what checkmk is told: its services, the worst first."""
+    order = (0, 3, 1, 2)
+    return max((it[0] for it in local_checks(text).values()), key=order.index)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(WORDS, max_size=5), st.lists(CONTENTS, max_size=3))
+def test_whatever_is_given_the_other_formats_say_the_same(
+    tmp_path: Path, argv: list[str], contents: list[bytes]
+) -> None:
+    for number in range(3):
+        path = tmp_path / f"z{number + 3}_sync#1_zfs_state"
+        path.unlink(missing_ok=True)
+        if number < len(contents):
+            path.write_bytes(contents[number])
+    status, text = answer(tmp_path, *argv)
+    if text.startswith(("usage:", "check_zfs_sync ")):
+        return
+    # Before the other words, as one of these may be an option that wants a word.
+    as_local_check = answer(tmp_path, "--checkmk", *argv)
+    assert (as_local_check[0], levels(as_local_check[1])) == (0, status)
+    as_json = answer(tmp_path, "--json", *argv)
+    assert as_json[0] == status
+    document = json.loads(as_json[1])
+    assert document["state"] == ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status]
+    assert f"{document['state']} - {document['text']}" in text
+    worst = [it["state"] for it in (*document["replicas"], *document["unjudged"])]
+    assert not worst or document["state"] in worst
+
+
+def test_a_local_check_names_each_replica_with_its_figures(folder: Path) -> None:
+    assert local_checks(answer(folder, "--checkmk")[1]) == {
+        "ZFS sync": (0, "-", "replicas judged: 1"),
+        "ZFS sync z3/sync#1 to osol2": (
+            0,
+            f"lag=60;{2**40};;0|bytes=10;;;0|duration=5;;;0",
+            f"1m (limit {plugin.human_duration(2**40)})",
+        ),
+    }
+
+
+def test_a_local_check_has_the_thresholds_of_the_command_line(folder: Path) -> None:
+    status, text = answer(folder, "--checkmk", "-w", "30s", "-c", "45s")
+    assert status == 0
+    state, figures, _ = local_checks(text)["ZFS sync z3/sync#1 to osol2"]
+    assert (state, figures.partition("|")[0]) == (2, "lag=60;30;45;0")
+
+
+@pytest.mark.parametrize("error", ["a | b", 'x\n2 "y" - z', "back\\nslash", "\ud800\x1b[2J"])
+def test_text_of_a_state_file_forges_no_local_check(tmp_path: Path, error: str) -> None:
+    write(tmp_path, failed(error) | {"service": "it's=1"}, service="it's=1")
+    services = local_checks(answer(tmp_path, "--checkmk")[1])
+    assert list(services) == ["ZFS sync", "ZFS sync it_s_1/sync#1 to osol2"]
+
+
+def test_what_could_not_be_judged_is_a_local_check_that_was_there_before(folder: Path) -> None:
+    (folder / "z4_sync#1_zfs_state").write_text("{")
+    services = local_checks(answer(folder, "--checkmk")[1])
+    state, _, text = services["ZFS sync"]
+    assert (state, "z4_sync#1_zfs_state: torn" in text) == (3, True)
+    assert services["ZFS sync z3/sync#1 to osol2"][0] == 0
+
+
+def test_a_late_answer_and_a_defect_are_told_in_the_format_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a|b\nc")
+
+    monkeypatch.setattr(plugin, "gather", fail)
+    assert answer(folder, "-vvv", "--checkmk") == (0, '3 "ZFS sync" - AssertionError: a b c\n')
+    status, text = answer(folder, "-vvv", "--json")
+    assert (status, json.loads(text)["text"]) == (3, "AssertionError: a b c")
+
+
+def test_the_other_formats_exclude_each_other(folder: Path) -> None:
+    status, text = answer(folder, "--json", "--checkmk")
+    assert (status, local_checks(text)["ZFS sync"][0]) == (0, 3)
+
+
+def test_json_tells_what_the_state_file_does(folder: Path) -> None:
+    document_ = json.loads(answer(folder, "--json")[1])
+    [replica] = document_["replicas"]
+    assert {key: replica[key] for key in ("state", "kind", "lag", "limit", "dst", "source")} == {
+        "state": "OK",
+        "kind": "ok",
+        "lag": 60,
+        "limit": 2**40,
+        "dst": "tank/dst",
+        "source": "osol1",
+    }
+    assert replica["snapshot"] == {
+        "guid": "1",
+        "creation": NOW - 60,
+        "datasets": 1,
+        "digest": "",
+    }
+    assert document_["unjudged"] == []
+
+
+def test_without_the_library_a_local_check_tells_so(folder: Path) -> None:
+    code = "import sys; sys.modules['nagiosplugin'] = None; import check_zfs_sync.plugin"
+    status, text = ended(spawn(folder, "--checkmk", code=code))
+    assert (status, local_checks(text)["ZFS sync"][0]) == (0, 3)
+
+
+def test_a_local_check_that_cannot_be_printed_is_no_success(folder: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        assert ended(spawn(folder, "--checkmk", stdout=full.fileno()))[0] == 3
+
+
 # --- a process of its own ----------------------------------------------------------------------
 
 
@@ -288,7 +414,7 @@ def test_no_module_is_loaded_that_the_check_does_not_need(folder: Path) -> None:
         "import io, sys; from check_zfs_sync.plugin import run; "
         "run(sys.argv[1:], now=0, nodename='n', stdout=io.StringIO()); "
         "print(*(m for m in ('plumbum', 'zfs_sync_agent', 'subprocess', 'hashlib', 'socket', "
-        "'pathlib', 'importlib.metadata') if m in sys.modules))"
+        "'pathlib', 'importlib.metadata', 'check_zfs_sync.formats') if m in sys.modules))"
     )
     assert ended(spawn(folder, code=code)) == (0, "\n")
 
