@@ -17,6 +17,7 @@ from tests.e2e.world import World
 from tests.lab import Node
 from tests.lab.process import eventually
 from tests.operators.conftest import CONTRIB, Start, let_time_pass
+from tests.operators.test_grafana import expressions
 
 RULES = CONTRIB / "prometheus/zfs_sync.rules.yml"
 RULE_TESTS = CONTRIB / "prometheus/zfs_sync.rules.test.yml"
@@ -125,6 +126,8 @@ def test_prometheus_sees_a_replica_be_in_sync_break_be_mended_and_grow_late(
     ok = 'zfs_sync_status{status="ok"} == 1'
     eventually("both say ok", lambda: len(asked(source, ok)) == 2)
     assert alerts(source) == set()
+    unanswered = [each for each in expressions() if not asked(source, each)]
+    assert unanswered == [], "expressions of the dashboard"
 
     source.zfs("destroy", "-r", f"{world.src}@sent")
     run(source, expect=3)
