@@ -139,12 +139,9 @@ def test_prometheus_sees_a_replica_be_in_sync_break_be_mended_and_grow_late(
     assert len(asked(source, 'zfs_sync_status{role="source",status="ok"} == 1')) == 1
 
     let_time_pass(world, 3 * 24 * 3600)
-    target.cut()
-    run(source, expect=1)
-    run(target)
-    late = {"ZfsSyncLate", "ZfsSyncFailing", "ZfsSyncMetricsGone"}  # osol2 is out of reach, too
-    eventually("it is late", lambda: alerts(source) == late, 30)
+    for node in world.nodes:
+        run(node, "syncdrp")  # no target is one of drpnodes: only the metrics are written
+    eventually("it is late", lambda: alerts(source) == {"ZfsSyncLate"})
 
-    target.mend()
     run(source)
-    eventually("all is well again", lambda: alerts(source) == set(), 30)
+    eventually("all is well again", lambda: alerts(source) == set())
