@@ -61,6 +61,7 @@ def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = {one: signal.getsignal(one) for one in signals}
     environment = dict(local.env.items())
     monkeypatch.setattr(cli, "SYSLOG", "/nowhere")
+    monkeypatch.setattr(cli.LOG, "propagate", cli.LOG.propagate)
     monkeypatch.setattr(transport, "SBIN", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     yield
