@@ -39,7 +39,7 @@ OPERATORS := nagios4:nagios4-core icinga2:icinga2-bin nrpe:nagios-nrpe-server \
 	/usr/lib/nagios/plugins/check_by_ssh:monitoring-plugins-basic \
 	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin \
 	cron:cron systemctl:systemd faketime:faketime lintian:lintian pipx:pipx \
-	debootstrap:debootstrap
+	debootstrap:debootstrap sshfs:sshfs
 
 # What a source package of Debian is made of.
 SOURCES := CHANGELOG.md LICENSE MANIFEST.in README.md contrib debian man pyproject.toml setup.cfg \
