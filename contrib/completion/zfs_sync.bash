@@ -31,15 +31,15 @@ _zfs_sync_complete() {
         *:--nodename | *check_zfs_sync:-[wct] | *:--warning | *:--critical | *:--timeout) return ;;
         *check_zfs_sync:*)
             offered='-s --service -r --rid --target -w --warning -c --critical --failed --state-dir
-                --config-dir --verify -t --timeout -v --verbose -V --version -h --help'
+                --config-dir --verify --checkmk --json -t --timeout -v --verbose -V --version -h --help'
             ;;
         *)
             if [[ $word == -* ]]; then
                 offered='-s --service --rid --node -n --dry-run -v --verbose --discard --in-place
-                    --json --config-dir --state-dir --nodename -V --version -h --help'
+                    --json --deep --config-dir --state-dir --nodename -V --version -h --help'
             else
                 offered='syncnodes syncdrp syncupdate syncresync syncfull takeover forget status
-                    validate'
+                    validate init'
             fi
             ;;
     esac

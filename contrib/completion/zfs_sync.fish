@@ -31,12 +31,13 @@ complete -c zfs_sync_agent -s v -l verbose -d 'log to stderr too'
 complete -c zfs_sync_agent -l discard -d 'syncresync: keep nothing of what is rolled back'
 complete -c zfs_sync_agent -l in-place -d 'syncfull: destroy what is there first'
 complete -c zfs_sync_agent -l json -d 'status as a list of JSON objects'
+complete -c zfs_sync_agent -l deep -d 'validate: try ssh, zfs and the rest on each node'
 complete -c zfs_sync_agent -l config-dir -x -a '(__fish_complete_directories)' -d 'service files'
 complete -c zfs_sync_agent -l state-dir -x -a '(__fish_complete_directories)' -d 'state files'
 complete -c zfs_sync_agent -l nodename -x -d 'name of this node'
 complete -c zfs_sync_agent -s V -l version -d 'print the version'
 complete -c zfs_sync_agent -s h -l help -d 'print the help'
-set -l actions syncnodes syncdrp syncupdate syncresync syncfull takeover forget status validate
+set -l actions syncnodes syncdrp syncupdate syncresync syncfull takeover forget status validate init
 set -l first "not __fish_seen_subcommand_from $actions"
 complete -c zfs_sync_agent -n $first -a syncnodes -d 'synchronize the targets of `nodes`'
 complete -c zfs_sync_agent -n $first -a syncdrp -d 'synchronize the targets of `drpnodes`'
@@ -47,6 +48,7 @@ complete -c zfs_sync_agent -n $first -a takeover -d 'make this node the source'
 complete -c zfs_sync_agent -n $first -a forget -d 'remove traces of what is not configured'
 complete -c zfs_sync_agent -n $first -a status -d 'show every resource and target'
 complete -c zfs_sync_agent -n $first -a validate -d 'check the service files'
+complete -c zfs_sync_agent -n $first -a init -d 'write a new service file'
 complete -c zfs_sync_agent -n '__fish_seen_subcommand_from forget' \
     -a '(__zfs_sync_services; __zfs_sync_rids; __zfs_sync_nodes)'
 
@@ -60,6 +62,8 @@ complete -c check_zfs_sync -l failed -x -a 'ok warning' -d 'state of a failed la
 complete -c check_zfs_sync -l state-dir -x -a '(__fish_complete_directories)' -d 'state files'
 complete -c check_zfs_sync -l config-dir -x -a '(__fish_complete_directories)' -d 'service files'
 complete -c check_zfs_sync -l verify -d 'ask the local zfs for the recorded snapshots'
+complete -c check_zfs_sync -l checkmk -d 'the lines of a local check for checkmk'
+complete -c check_zfs_sync -l json -d 'one JSON object, for programs'
 complete -c check_zfs_sync -s t -l timeout -x -d 'seconds, then UNKNOWN'
 complete -c check_zfs_sync -s v -l verbose -d 'a line per replica; -vv also the paths'
 complete -c check_zfs_sync -s V -l version -d 'print the version, exit 3'
