@@ -26,7 +26,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 # program:package
 LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
 	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
-MANUALS := mandoc:mandoc
+MANUALS := mandoc:mandoc groff:groff-base
 # What is tried with OpenZFS in half an hour: emulation makes every command slow.
 WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds.py discards.py \
 	failover.py repair.py field_cut.py) tests/zfs_sync_agent/test_contract.py
