@@ -309,8 +309,9 @@ def test_icinga_as_debian_configures_it_accepts_the_files(installed: World) -> N
 def test_every_option_of_the_check_is_an_argument_and_reaches_it(master: Master) -> None:
     (command,) = master.ask("objects/checkcommands", {"checkcommand": "zfs_sync"}, "GET")
     arguments = command["attrs"]["arguments"]
-    # The other two are no check.
-    actions = [one for one in plugin._parser()._actions if one.dest not in {"help", "version"}]
+    # The others are no check, or not in Icinga's format.
+    others = {"--help", "--version", "--checkmk", "--json"}
+    actions = [one for one in plugin._parser()._actions if one.option_strings[-1] not in others]
     assert sorted(arguments) == sorted(one.option_strings[-1] for one in actions)
     for one in actions:
         argument = arguments[one.option_strings[-1]]
