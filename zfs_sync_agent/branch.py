@@ -21,6 +21,7 @@ from zfs_sync_agent.errors import (
 from zfs_sync_agent.model import (
     MARK,
     RETAINED,
+    ROOT,
     Dataset,
     Identity,
     Names,
@@ -204,6 +205,15 @@ class Branch:
             context.who,
             deep=self.deep,
         )
+        # Without a goal there would be nothing to prove, and all of it would be proven.
+        if goal not in self.source.tree.datasets[ROOT].snapshots:
+            full = f"{self.source.tree.root}@{goal}"
+            raise NoAnswer(
+                f"{self.source_side.shell.node} does not show {full}, which was there before",
+                untouched="nothing was sent or rotated",
+                hint=f"see whether it is there: zfs list -t snapshot {full}; the next run tries"
+                " again",
+            )
         return plan.plan_branch(
             self.source,
             self.view,
