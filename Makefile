@@ -6,11 +6,14 @@
 # make kill   the tests of kills with every kill point, not a sample of them
 # make soak   random faults on four lab nodes; MINUTES=10, and SEED=n to repeat one
 # make deb    Debian packages of both programs, in build/deb
+# make bench  compares the agent with the seed's commands and with other programs, by default in
+#             virtual machines, for half an hour or more; WORK=one/20,idle/20, WHO=ours,sequence,
+#             ROUNDS=5, SMOKE=1: each work once, ZFS_LAB=fuse, OUT=folder; see tests/bench/__main__.py
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
 # Each sets up what it needs: Debian packages and .venv, see tests/setup.sh.
 
-.PHONY: help demo test openzfs operators kill soak deb deb-tools lint clean
+.PHONY: help demo test openzfs operators kill soak bench deb deb-tools lint clean
 
 # Each worker has labs of its own; the killing tests of one file are spread over the workers.
 JOBS ?= 2
@@ -18,6 +21,8 @@ ARGS ?=
 SUITE ?= backports
 MINUTES ?= 10
 DEB := build/deb
+ROUNDS ?= 5
+ZFS_LAB ?= openzfs
 
 PY := .venv/bin/python
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -91,6 +96,12 @@ deb: deb-tools
 	cp -r $(SOURCES) $(DEB)/source
 	cd $(DEB)/source && PATH=/usr/sbin:/usr/bin:/sbin:/bin dpkg-buildpackage -us -uc
 	rm -r $(DEB)/source
+
+bench:
+	@tests/setup.sh $(LAB) $(if $(filter openzfs,$(ZFS_LAB)),$(GUESTS))
+	@$(AS_ROOT) env ZFS_LAB=$(ZFS_LAB) OPENZFS_SUITE=$(SUITE) $(PY) -m tests.bench --rounds $(ROUNDS) \
+		$(if $(WORK),--work $(WORK)) $(if $(WHO),--who $(WHO)) $(if $(SMOKE),--smoke) \
+		$(if $(OUT),--out $(OUT))
 
 lint:
 	@tests/setup.sh $(MANUALS)

@@ -94,7 +94,8 @@ def new_folder() -> tuple[Path, int]:
 class Lab:
     """A few nodes on a network of their own. Several labs may run at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Node] | None = None) -> None:
+        self._kind = kind or node_class()
         self.pid = 0
         self._nodes: list[Node] = []
         self._count = 0
@@ -152,7 +153,7 @@ class Lab:
         with self._mutex:
             self._count += 1
             number = self._count
-        node = node_class()(self.pid, self.root / name, name, number, pools)
+        node = self._kind(self.pid, self.root / name, name, number, pools)
         with self._mutex:
             self._nodes.append(node)
         return node

@@ -52,7 +52,7 @@ class OpenZfsNode(Node):
             guest.make_disk(folder / "disk.qcow2", saved=True)
             self._install_programs()
         inside = Path("/run/node/guest")
-        words = guest.command(inside, client.PORT, *(guest.restore_options() if fresh else ()))
+        words = self.machine(inside, *(guest.restore_options() if fresh else ()))
         log = self.root / "log" / "guest"
         with log.open("a") as output:
             machine = self.popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -67,6 +67,10 @@ class OpenZfsNode(Node):
         self.guest("modprobe", "zfs")
         if not fresh:
             self.zpool("import", "-d", IMAGES, "-a", "-f")
+
+    def machine(self, folder: Path, *options: str) -> list[str]:
+        """Return qemu's words for this node."""
+        return guest.command(folder, client.PORT, *options)
 
     def kill_zfs(self) -> None:
         """Lose the guest as in a power cut; its disk stays, as far as it was written."""

@@ -1,0 +1,299 @@
+"""Runs the contenders through a work on real ZFS, and keeps what each run took.
+
+Decides the order and what counts as done: in each round every contender has its turn, the first one
+another each time; a tree of its own is changed, what waits to be written is written, and nothing is
+left of the connections of the run before. At the end the snapshots of what changed must be on the
+target, by guid, or the contender has failed. It never judges a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from tests.lab.errors import LabError
+
+from .peers import CONNECTION, OURS, SEQUENCE, TOOLS, Contender
+from .place import Place
+from .works import RATE_MBIT, Work
+
+FIRST_SECONDS = 600  # for a first synchronization, which is not measured
+RUN_SECONDS = 300
+
+GROW = """
+set -e
+zfs list $SRC >/dev/null 2>&1 && exit
+zfs create -p $SRC
+for i in $(seq 2 $DATASETS); do zfs create $SRC/c$i; done
+"""
+# The last of them first, so that "one" is a leaf.
+CHANGE = """
+set -e
+for i in $(seq $DATASETS -1 $((DATASETS - CHANGED + 1))); do
+    case $i in 1) place=/run/pools/$SRC ;; *) place=/run/pools/$SRC/c$i ;; esac
+    head -c ${KIB}K /dev/urandom >$place/file
+done
+sync
+"""
+FOREIGN = 'for i in $(seq "$0"); do zfs snapshot -r $SRC@daily$i || exit; done'
+NEWEST = "zfs get -rHp -o name,value guid"
+DEVICE = "for d in /sys/class/net/e*; do d=${d##*/}; done;"
+RATE = """ tc qdisc add dev $d root handle 1: htb && n=0
+for a in $ADDRESSES; do
+    n=$((n + 1))
+    tc class add dev $d parent 1: classid 1:$n htb rate ${RATE}mbit burst 15k || exit
+    tc filter add dev $d parent 1: protocol ip u32 match ip dst $a flowid 1:$n || exit
+done"""
+
+STRACE = "strace -f -qq -s 64 -e trace=execve,clone,clone3,fork,vfork -e signal=none -o /run/trace"
+UNTIL_TRACED = """t=0; while [ $t = 0 ]; do
+    while read -r k v; do case $k in TracerPid:) t=$v; break ;; esac; done </proc/$pid/status
+done"""
+PROCESS = re.compile(r"\d+ +(?:v?fork\(|clone3?\((?!.*CLONE_THREAD))")
+EXEC = re.compile(r'(\d+) +execve\("(?:[^"]*/)?([^"/]+)"')
+BEGUN = re.compile(r"(\d+) +<\.\.\. execve resumed")
+
+
+@dataclass
+class Result:
+    """What became of one contender at one work."""
+
+    runs: list[dict[str, float]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    failed: str = ""
+
+
+Results = dict[str, Result]
+
+
+def say(text: str) -> None:
+    """Tell whoever waits."""
+    sys.stderr.write(f"bench: {text}\n")
+
+
+class Turn:
+    """One contender at one work."""
+
+    def __init__(
+        self, work: Work, who: Contender, source: Place, targets: Sequence[Place], tree: str
+    ) -> None:
+        self.work, self.who, self.source = work, who, source
+        self.targets = targets[: work.targets]
+        self.result = Result()
+        name = f"{who.name}-{tree}"
+        self.src = f"tank/{who.name}/{tree}"
+        self.dst = f"backup/{who.below.format(tree=name)}{who.name}/{tree}"
+        self.env = {
+            "SRC": self.src,
+            "DST": self.dst,
+            "POOL": "backup",
+            "TREE": name,
+            "T": targets[0].name,
+            "TARGETS": " ".join(one.name for one in self.targets),
+            "DATASETS": str(work.datasets),
+            "CHANGED": str(work.changed),
+            "KIB": str(work.kib),
+        }
+
+    @property
+    def over(self) -> bool:
+        """Tell whether it is out."""
+        return bool(self.result.failed)
+
+    @property
+    def spent(self) -> float:
+        """Return the seconds that its runs took so far."""
+        return sum(one["wall"] for one in self.result.runs)
+
+    def sh(self, script: str, *words: str) -> str:
+        """Run a script on the source that is not measured."""
+        return self.source.sh(script, *words, env=self.env)
+
+    def first(self) -> None:
+        """Make its tree and bring it to the targets."""
+        if self.who is CONNECTION:
+            return
+        self.sh(GROW)
+        self.sh(CHANGE)
+        for one in self.targets:
+            one.sh(f"zfs list {self.dst} >/dev/null 2>&1 || zfs create -p ${{0%/*}}", self.dst)
+        self.probe(self.who.first or self.who.run, FIRST_SECONDS)
+        if self.work.foreign:
+            self.sh(FOREIGN, str(self.work.foreign))
+
+    def probe(self, script: str, seconds: float) -> dict[str, Any]:
+        """Run a script on the source under probe.py."""
+        call = f'exec python3 -IS {TOOLS}/probe.py {seconds} "$0"'
+        said = self.source.sh(call, script, env=self.env, seconds=seconds + 60)
+        found: dict[str, Any] = json.loads(said)
+        for one in (self.source, *self.targets):
+            one.forget_connections()
+        if found["status"]:
+            raise LabError(f"exit {found['status']}: {found['said']}")
+        return found
+
+    def run(self) -> None:
+        """Change the tree and measure one run."""
+        self.ready()
+        found = self.probe(self.who.run, RUN_SECONDS)
+        self.sh(self.who.after or ":")
+        self.result.runs.append({key: found[key] for key in ("wall", "cpu", "memory")})
+
+    def ready(self) -> None:
+        """Do what comes before a run and is not measured."""
+        if self.work.changed and self.who is not CONNECTION:
+            self.sh(CHANGE)
+        self.sh(self.who.before or ":")
+
+    def count(self) -> None:
+        """Count the processes of one run on both sides, and its connections."""
+        self.ready()
+        (target,) = self.targets
+        before = target.connections()
+        watch = f"rm -f /run/trace; exec {STRACE} -p $(cat /run/sshd.pid)"
+        watching = target.popen(watch)
+        target.sh(f"pid=$(cat /run/sshd.pid); {UNTIL_TRACED}")
+        # Not under strace: that would wait for a connection which is kept for the next run.
+        self.env["RUN"] = self.who.run
+        self.probe(f'{STRACE} -p $$ & pid=$$; {UNTIL_TRACED}; exec sh -c "$RUN"', RUN_SECONDS)
+        for place in (self.source, target):
+            place.sh("pkill -x strace || :")
+        watching.communicate()
+        counts = Counter[str](connections=target.connections() - before)
+        self.sh(self.who.after or ":")
+        for place in (self.source, target):
+            counts.update(_started(place.sh("cat /run/trace; rm /run/trace")))
+        self.result.counts = dict(counts)
+
+    def verify(self) -> None:
+        """Fail unless the targets hold the newest snapshot of all that changed."""
+        if self.who is CONNECTION:
+            return
+        newest = _guids(self.sh(f"{NEWEST} {self.src}"))
+        first = self.work.datasets - self.work.changed + 1
+        numbers = range(first, self.work.datasets + 1)
+        for name in (self.src if n == 1 else f"{self.src}/c{n}" for n in numbers):
+            for target in self.targets:
+                there = set(_all_guids(target.sh(f"{NEWEST} {self.dst}")))
+                if newest.get(name, "none") not in there:
+                    raise LabError(f"exit 0, yet {target.name} lacks the newest snapshot of {name}")
+
+    def clean(self) -> None:
+        """Remove the tree from both sides."""
+        self.sh("zfs destroy -r $SRC; rm -rf /run/conf/$TREE")
+        for one in self.targets:
+            one.sh(f"zfs destroy -r {self.dst}; rm -f /var/lib/zfs_sync/*$TREE*", env=self.env)
+        self.sh("rm -f /var/lib/zfs_sync/*$TREE*")
+
+    def attempt(self, *steps: str) -> None:
+        """Do steps; what goes wrong is the contender's failure, with its words."""
+        for step in steps:
+            if self.over:
+                return
+            try:
+                getattr(self, step)()
+            except LabError as error:
+                self.result.failed = _last_words(str(error))
+                say(f"{self.work.name}: {self.who.name} failed: {self.result.failed}")
+
+
+class Bench:
+    """All that is measured on one source and its targets; first synchronizations are kept."""
+
+    def __init__(self, source: Place, targets: Sequence[Place], rounds: int, budget: float) -> None:
+        self.source, self.targets = source, targets
+        self.rounds, self.budget = rounds, budget
+        self._there: dict[tuple[str, str], str] = {}
+
+    def measure(self, work: Work, contenders: Sequence[Contender]) -> Results:
+        """Let all contenders do one work, in turns."""
+        turns = [
+            Turn(work, who, self.source, self.targets, work.family)
+            for who in _fitting(work, contenders)
+        ]
+        if not work.fresh:
+            for turn in turns:
+                self._first(turn)
+        try:
+            self._set_link(work)
+            self._rounds(work, turns)
+        except LabError as error:  # no kernel has every kind of link
+            for turn in turns:
+                turn.result.failed = turn.result.failed or _last_words(str(error))
+        finally:
+            self.source.sh(f"{DEVICE} tc qdisc del dev $d root 2>/dev/null || :")
+        for turn in turns:
+            if not work.fresh:
+                turn.attempt("verify")
+            if turn.result.runs:
+                time = median(one["wall"] for one in turn.result.runs)
+                say(f"{work.name}: {turn.who.name}: {time:.2f} s, n {len(turn.result.runs)}")
+        return {turn.who.name: turn.result for turn in turns}
+
+    def _rounds(self, work: Work, turns: Sequence[Turn]) -> None:
+        for number in range(self.rounds):
+            shift = number % len(turns)
+            for turn in (*turns[shift:], *turns[:shift]):
+                if turn.spent < self.budget:
+                    turn.attempt(*(("first", "run", "verify", "clean") if work.fresh else ("run",)))
+        if work.counted:
+            for turn in turns:
+                turn.attempt("count")
+
+    def _first(self, turn: Turn) -> None:
+        key = (turn.who.name, turn.work.family)
+        if key not in self._there:
+            say(f"{turn.work.family}: {turn.who.name} synchronizes for the first time")
+            turn.attempt("first")
+            self._there[key] = turn.result.failed
+        turn.result.failed = self._there[key]
+
+    def _set_link(self, work: Work) -> None:
+        if work.link == "rate":
+            addresses = " ".join(one.node.address for one in self.targets)
+            self.source.sh(DEVICE + RATE, env={"ADDRESSES": addresses, "RATE": str(RATE_MBIT)})
+        elif work.link:
+            self.source.sh(f"{DEVICE} tc qdisc add dev $d root {work.link}")
+
+
+def _started(trace: str) -> Iterator[str]:
+    """Return "processes" for each process that strace saw start, and the names of programs."""
+    waiting = {}  # strace writes a call in two halves if another process comes between
+    for line in trace.splitlines():
+        if PROCESS.match(line):
+            yield "processes"
+        if called := EXEC.match(line):
+            waiting[called[1]] = called[2]
+        ended = called or BEGUN.match(line)
+        if ended and line.endswith(" = 0") and waiting[ended[1]] in {"zfs", "ssh", "scp"}:
+            yield waiting[ended[1]]
+
+
+def _fitting(work: Work, contenders: Sequence[Contender]) -> list[Contender]:
+    """Return who can do a work, and who is of interest there."""
+    if work.kind == "trips":
+        return [*(one for one in contenders if one in (SEQUENCE, OURS)), CONNECTION]
+    fitting = [one for one in contenders if one.many or work.targets == 1]
+    return [*fitting, CONNECTION] if work.kind in {"one", "delay"} else fitting
+
+
+def _all_guids(said: str) -> Sequence[str]:
+    return [line.split("\t")[1] for line in said.splitlines() if "@" in line]
+
+
+def _guids(said: str) -> Mapping[str, str]:
+    """Return the guid of each dataset's newest snapshot: zfs lists them by age."""
+    pairs = (line.split("\t") for line in said.splitlines())
+    return {name.partition("@")[0]: guid for name, guid in pairs if "@" in name}
+
+
+def _last_words(text: str) -> str:
+    """Return what a failure said, without what led to it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " | ".join(lines[-3:])[-400:]

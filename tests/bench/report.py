@@ -1,0 +1,243 @@
+"""What was measured, as figures beside their goals, a table and a picture.
+
+Decides what is compared with what, and which goals there are. A figure is a median; it never leaves
+out what failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from .measure import Result, Results
+
+RTT_SECONDS = 0.5  # of the work "trips"
+CONNECTIONS = 2
+PEERLESS = ("sequence", "pipe", "ours", "ssh")
+
+Found = Mapping[str, Results]
+
+
+@dataclass(frozen=True)
+class About:
+    """One run of the benchmark."""
+
+    date: str
+    command: str
+    zfs: str
+    machine: str
+    versions: dict[str, str]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure; `goal` is the most that `ratio` may be, or `value` where there is no baseline."""
+
+    name: str
+    value: float
+    unit: str
+    baseline: float | None = None
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Return value to baseline."""
+        return self.value / self.baseline if self.baseline else None
+
+    @property
+    def reached(self) -> str:
+        """Say whether the goal is reached."""
+        if self.goal is None:
+            return ""
+        measured = self.value if self.ratio is None else self.ratio
+        return "yes" if measured <= self.goal else "no"
+
+
+def middle(result: Result | None, key: str) -> float | None:
+    """Return the median of all runs, None where there is none."""
+    if result is None or result.failed:
+        return None
+    values = [one[key] for one in result.runs if key in one]
+    return median(values) if values else None
+
+
+def wall(found: Found, work: str, who: str) -> float | None:
+    """Return the median time of one contender at one work."""
+    return middle(found.get(work, {}).get(who), "wall")
+
+
+def goals(found: Found) -> Iterator[Figure]:
+    """Return the figures that have a goal, as far as they were measured."""
+    for work, results in found.items():
+        kind, _, size = work.partition("/")
+        ours = wall(found, work, "ours")
+        if ours is not None:
+            yield from _against_others(found, work, ours)
+        if kind == "own":
+            agent = results["ours"]
+            cpu, memory = middle(agent, "cpu"), middle(agent, "memory")
+            if cpu is not None and memory is not None:
+                small, large = int(size) <= 500, int(size) <= 10_000
+                yield Figure(f"{work}: agent's own CPU", cpu, "s", None, 0.35 if small else None)
+                yield Figure(f"{work}: agent's memory", memory, "MB", None, 45 if large else None)
+        if kind in {"check", "services"}:
+            checked, bare = wall(found, work, "check"), wall(found, work, "import nagiosplugin")
+            if checked is not None and bare is not None:
+                if kind == "check" and size == "1":
+                    yield Figure(f"{work} to importing nagiosplugin", checked, "s", bare, 1.25)
+                else:
+                    goal = 0.25 * bare + 0.06 if kind == "check" else None
+                    name = f"{work}: beyond importing nagiosplugin"
+                    yield Figure(name, checked - bare, "s", None, goal)
+
+
+def _against_others(found: Found, work: str, ours: float) -> Iterator[Figure]:
+    kind, _, size = work.partition("/")
+    results = found[work]
+    sequence, pipe = wall(found, work, "sequence"), wall(found, work, "pipe")
+    if kind == "one" and sequence:
+        goal = 0.7 if size == "20" else None
+        yield Figure(f"{work}: ours to the bare sequence", ours, "s", sequence, goal)
+    if kind == "bulk" and pipe:
+        goal = 1.03 if size == "1000" else None
+        yield Figure(f"{work}: ours to the bare pipe", ours, "s", pipe, goal)
+    others = [middle(one, "wall") for name, one in results.items() if name not in PEERLESS]
+    fastest = min((one for one in others if one is not None), default=None)
+    if fastest and kind != "bulk":
+        goal = 0.4 if kind == "one" and size in {"20", "100"} else None
+        yield Figure(f"{work}: ours to the fastest other program", ours, "s", fastest, goal)
+    one_target = wall(found, "targets/1", "ours")
+    if kind == "targets" and size != "1" and one_target:
+        goal = 1.3 if size == "4" else None
+        yield Figure(f"{work}: ours to one target", ours, "s", one_target, goal)
+    near, ssh = wall(found, f"one/{size}", "ours"), wall(found, work, "ssh")
+    ssh_near = wall(found, f"one/{size}", "ssh")
+    if kind == "trips" and near and ssh and ssh_near:
+        trips = (ours - near) / RTT_SECONDS
+        handshake = (ssh - ssh_near) / RTT_SECONDS
+        yield Figure(f"{work}: round trips of a connection", handshake, "")
+        beyond = trips - CONNECTIONS * handshake
+        yield Figure(f"{work}: ours, round trips beyond connecting", beyond, "", None, 8)
+
+
+def everything(found: Found) -> Iterator[Figure]:
+    """Return every median; times have the bare sequence for a baseline."""
+    units = {"wall": "s", "cpu": "s", "memory": "MB"}
+    for work, results in found.items():
+        for who, result in results.items():
+            for key, unit in units.items():
+                value = middle(result, key)
+                base = wall(found, work, "sequence") if key == "wall" else None
+                if value is not None:
+                    yield Figure(f"{work} {who} {key}", value, unit, base)
+            for key, count in result.counts.items():
+                yield Figure(f"{work} {who} {key}", count, "")
+
+
+def write(folder: Path, name: str, about: About, found: Found) -> None:
+    """Write JSON, Markdown and SVG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = [*goals(found), *everything(found)]
+    whole = {
+        **asdict(about),
+        "figures": [{**asdict(one), "ratio": one.ratio} for one in figures],
+        "failed": {
+            work: {who: one.failed for who, one in results.items() if one.failed}
+            for work, results in found.items()
+        },
+        "runs": {
+            work: {who: one.runs for who, one in results.items() if one.runs}
+            for work, results in found.items()
+        },
+    }
+    (folder / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    (folder / f"{name}.md").write_text("\n".join(page(name, about, found)) + "\n")
+    (folder / f"{name}.svg").write_text(picture(about, found))
+
+
+def page(name: str, about: About, found: Found) -> Iterator[str]:
+    """Return the lines of the Markdown page."""
+    yield f"# Benchmark with {about.zfs}"
+    yield ""
+    yield f"{about.date}; {about.machine}; medians of {about.rounds} rounds, fewer where n says so."
+    yield "Only ratios within this page mean anything. To repeat it:"
+    yield ""
+    yield f"    {about.command}"
+    yield ""
+    yield ", ".join(f"{who} {number}" for who, number in about.versions.items()) + "."
+    yield ""
+    yield f"![wall time by work]({name}.svg)"
+    yield ""
+    yield "| figure | value | baseline | ratio | goal | reached |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for one in goals(found):
+        cells = (one.name, f"{_short(one.value)} {one.unit}", _short(one.baseline))
+        yield f"| {' | '.join(cells)} | {_short(one.ratio)} | {_short(one.goal)} | {one.reached} |"
+    yield ""
+    yield "`CPU` and `largest process` are the source's, of what was waited for; `processes`, `zfs`"
+    yield "and `connections` were counted on both sides in a run of their own."
+    for work, results in found.items():
+        yield from _section(found, work, results)
+
+
+def _section(found: Found, work: str, results: Results) -> Iterator[str]:
+    keys = ("processes", "zfs", "connections")
+    yield ""
+    yield f"## {work}"
+    yield ""
+    yield "| | wall | to sequence | n | CPU | largest process | processes | zfs | connections |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
+    base = wall(found, work, "sequence")
+    for who, result in results.items():
+        if result.failed:
+            words = result.failed.replace("|", "\\|").replace("`", "'")
+            yield f"| {who} | failed: `{words}` | | | | | | | |"
+            continue
+        time = middle(result, "wall")
+        ratio = time / base if time and base else None
+        row = [f"{_short(time)} s" if time else "", _short(ratio), str(len(result.runs))]
+        row += [f"{_short(middle(result, 'cpu'))} s", f"{_short(middle(result, 'memory'))} MB"]
+        row = ["" if cell.startswith(" ") else cell for cell in row]
+        row += [str(result.counts.get(key, "")) for key in keys]
+        yield f"| {who} | {' | '.join(row)} |"
+
+
+def _short(number: float | None) -> str:
+    return "" if number is None else f"{number:.3g}" if abs(number) < 100 else f"{number:.0f}"
+
+
+def picture(about: About, found: Found) -> str:
+    """Return bars of each work's times, as multiples of the bare sequence's."""
+    width, bar, left = 760, 14, 170
+    lines: list[str] = []
+    y = 40
+    for work in found:
+        base = wall(found, work, "sequence")
+        times = {who: wall(found, work, who) for who in found[work] if who != "ssh"}
+        if not base:
+            continue
+        lines.append(f'<text x="8" y="{y}" font-weight="bold">{work}</text>')
+        most = max(time for time in times.values() if time)
+        y += 6
+        for who, time in times.items():
+            label = f"{time / base:.2f} ({time:.2f} s)" if time else "failed"
+            length = (time or 0) / most * (width - left - 110)
+            color = "#2b6cb0" if who == "ours" else "#a0aec0"
+            lines.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{who}</text>')
+            lines.append(
+                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 3}" fill="{color}"/>'
+            )
+            lines.append(f'<text x="{left + length + 4:.1f}" y="{y + 11}">{label}</text>')
+            y += bar
+        y += 24
+    title = f"Wall time to the bare sequence's, {about.zfs}, {about.date}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}"'
+    style = (
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    )
+    text = f'<text x="8" y="18" font-size="13">{title}</text>'
+    return "\n".join((f"{head} {style}", text, *lines, "</svg>")) + "\n"
