@@ -6,7 +6,7 @@
 # make kill   the tests of kills with every kill point, not a sample of them
 # make soak   random faults on four lab nodes; MINUTES=10, and SEED=n to repeat one
 # make deb    Debian packages of both programs, in build/deb
-# make bench  compares the agent with the seed's commands and with other programs, by default in
+# make bench  compares the agent with the bare commands and with other programs, by default in
 #             virtual machines, for half an hour or more; WORK=one/20,idle/20, WHO=ours,sequence,
 #             ROUNDS=5, SMOKE=1: each work once, ZFS_LAB=fuse, OUT=folder; see tests/bench/__main__.py
 # make lint   ruff, mypy and mandoc
