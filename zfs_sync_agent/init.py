@@ -39,6 +39,7 @@ _QUESTIONS = {
 }
 _EXAMPLES = {"nodes": "'db1 db2'", "src": "tank/data"}
 _IN_DEFAULT = ("nodes", "drpnodes")
+_OF_NODE = ("metrics_file",)  # in node.conf alone
 _FIRST = ("type", "src", "dst", "target")  # what every section has, or inherits
 
 RID = "sync#1"
@@ -268,7 +269,7 @@ def compose(wish: Wish, nodename: str) -> str:
         lines += [f"{name} = {values[name]}" for name in set_here]
     lines += ["", "; What else there is, with its default:"]
     for key, (default, meaning) in KEYS.items():
-        if key not in (*_FIRST, *_IN_DEFAULT) and not wish.has(key):
+        if key not in (*_FIRST, *_IN_DEFAULT, *_OF_NODE) and not wish.has(key):
             setting = f";{key} = {default}" if default != "none" else f";{key} ="
             lines.append(f"{setting:<28}; {meaning}")
     return "\n".join((*lines, ""))
@@ -368,7 +369,7 @@ def schedule(sync_max_delay: int) -> str:
 def _program(name: str) -> str:
     """Return the path of a program that was installed beside the one that runs."""
     beside = Path(sys.argv[0]).absolute().with_name(name)
-    return str(beside) if beside.exists() else f"/usr/local/bin/{name}"
+    return str(beside) if beside.is_file() else f"/usr/local/bin/{name}"
 
 
 def _key(name: str) -> str:

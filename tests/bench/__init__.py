@@ -1,1 +1,1 @@
-"""Compares the agent with the seed's own commands and with other programs; see __main__.py."""
+"""Compares the agent with the bare commands and with other programs; see __main__.py."""

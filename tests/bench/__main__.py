@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     works = "\n".join(f"  {kind}/SIZE  {text}" for kind, text in KINDS.items())
     parser = argparse.ArgumentParser(
         prog="make bench",
-        description="Compares the agent with the seed's commands and with other programs.",
+        description="Compares the agent with the bare commands and with other programs.",
         epilog=f"works:\n{works}\nwho:\n  {' '.join(one.name for one in EVERYONE)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

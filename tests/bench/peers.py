@@ -1,4 +1,4 @@
-"""Who is compared: the seed's commands, the bare pipe, the agent, and other programs.
+"""Who is compared: the bare commands, the bare pipe, the agent, and other programs.
 
 Decides each one's set-up and command, as shell scripts that find in their environment SRC and DST
 (a dataset tree on either side), POOL (that of DST), TREE (a name for the pair), TARGETS and T (the

@@ -138,7 +138,7 @@ def test_what_else_there_is_can_be_uncommented(tmp_path: Path) -> None:
         found[name] = [one._replace(file="", line=0) for one in service.resources]
     assert found["plain"] == found["whole"]
     assert {line.partition(" =")[0] for line in lines} | {
-        *("type", "src", "dst", "target", "nodes", "drpnodes")
+        *("type", "src", "dst", "target", "nodes", "drpnodes", "metrics_file")
     } == set(KEYS)
 
 
