@@ -25,6 +25,10 @@ __all__ = ["_applicable", "lab", "one_target"]
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CONTRIB = REPOSITORY / "contrib"
 PLUGIN = "/usr/local/bin/check_zfs_sync"
+SOURCES = (
+    *("check_zfs_sync", "zfs_sync_agent", "man"),
+    *("setup.cfg", "pyproject.toml", "README.md", "LICENSE"),
+)
 PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 
 Start = Callable[..., Running]
@@ -32,10 +36,17 @@ Start = Callable[..., Running]
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel once, with those it needs: no node reaches a package index."""
+    """Build the wheel, with those it needs: no node reaches a package index.
+
+    From a copy: a build leaves its traces in the folder, where another worker may be building.
+    """
     folder = tmp_path_factory.mktemp("wheels")
-    wheel = [sys.executable, *PIP, "wheel", "--wheel-dir", str(folder), str(REPOSITORY)]
-    subprocess.run(wheel, check=True, capture_output=True)
+    source = folder / "source"
+    source.mkdir()
+    subprocess.run(["cp", "-r", *SOURCES, str(source)], check=True, cwd=REPOSITORY)
+    wheel = [sys.executable, *PIP, "wheel", "--wheel-dir", str(folder), str(source)]
+    built = subprocess.run(wheel, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
     return folder
 
 
