@@ -481,7 +481,7 @@ def test_a_signal_ends_the_check_as_unknown_and_its_zfs_too(
 
 def test_a_zfs_that_hangs_is_ended_in_time(folder: Path) -> None:
     with hanging_zfs(folder) as (env, fifo):
-        process = spawn(folder, "--verify", "-t", "0.5", env=env)
+        process = spawn(folder, "--verify", "-t", "3", env=env)
         with fifo.open() as alive:
             assert alive.read() == "running\n"
         status, text = ended(process)
