@@ -351,7 +351,9 @@ class Run:
         for worker in abreast:
             assert worker.view is not None  # noqa: S101 - _roles looked
             entry = self.record.entry(worker.node, self.dst)
-            if not judge.is_settled(source, worker.view, entry, self.resource, self.names):
+            if not judge.is_settled(
+                source, worker.view, entry, self.resource, names=self.names, who=self.who
+            ):
                 return False
         # What is written from here on may be seen or not: the claim is older than the look.
         as_of, sent = record.now(), self.names.sent
@@ -369,8 +371,7 @@ class Run:
         self._each(abreast, look)
         if not all(worker.unchanged for worker in abreast):
             return False
-        for worker in abreast:
-            self._record_unchanged(worker, source, as_of)
+        self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))
         return True
 
     def _roles(self, source: SourceView) -> dict[Role, list[Worker]]:

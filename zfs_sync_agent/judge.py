@@ -395,15 +395,17 @@ def is_settled(
     target: TargetView,
     entry: TargetState,
     resource: SyncResource,
+    *,
     names: Names,
+    who: Identity,
 ) -> bool:
     """Tell whether both sides hold @sent of every dataset, and the last run left nothing to do.
 
     Whether anything was written since is not looked at.
     """
     claim, here, there = entry.snapshot, source.tree, target.tree
-    if there is None or claim is None or entry.status != "ok":
-        return False
+    if there is None or claim is None or entry.status != "ok" or target.mark != who.mark:
+        return False  # without our mark it has to be made our replica first, whatever it holds
     guids = here.guids(names.sent)
     held = (
         here.datasets.keys() == there.datasets.keys() == guids.keys()

@@ -668,5 +668,5 @@ def _(patch: Patch) -> None:
 
 @defect("only the datasets of the replica are asked for", "I4", "only a child is new")
 def _(patch: Patch) -> None:
-    patch.setattr(judge, "is_settled", lambda *_: True)
+    patch.setattr(judge, "is_settled", lambda *_, **__: True)
     patch.setattr(observe, "is_unwritten", lambda *_: True)

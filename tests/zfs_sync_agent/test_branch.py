@@ -1,17 +1,18 @@
-"""What is told of a transfer that failed, and of a source that shows no goal."""
+"""What is told of a transfer that failed, of a source that shows no goal, of one at rest."""
 
 from dataclasses import replace
 
 import pytest
 
 from zfs_sync_agent import branch, observe
-from zfs_sync_agent.model import Tree
+from zfs_sync_agent.errors import CommandFailed
+from zfs_sync_agent.model import MARK, Tree
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Stage, Transfer
 
-from .fakerun import run_agent
-from .notation import SRC
-from .worlds import ONE, resource_for, world
+from .fakerun import FakeRecord, run_agent
+from .notation import DST, SRC, WHO
+from .worlds import BOTH, ONE, TWO, claimed, resource_for, world
 
 
 def test_a_complaint_is_told_without_the_usage_that_follows_it() -> None:
@@ -36,3 +37,29 @@ def test_a_goal_that_the_source_does_not_show_is_neither_proven_nor_rotated() ->
     assert set(state.pools["osol1"][SRC].snaps) == {"tosend"}
     assert [one.error for one in run_agent(state, resource) or []] == [None]
     assert set(state.pools["osol1"][SRC].snaps) == {"sent"}
+
+
+def test_a_copy_that_cannot_be_written_fails_its_target_alone_where_nothing_was_written() -> None:
+    state = claimed(world(BOTH, BOTH, BOTH))
+
+    def push(_self: FakeRecord, _side: Side, node: str) -> None:
+        if node == "osol2":
+            raise CommandFailed("no room for the state file")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeRecord, "push", push)
+        outcomes = run_agent(state, resource_for(TWO, skip_unchanged=True)) or []
+    told = {one.node: str(one.error) for one in outcomes}
+    assert "no room" in told["osol2"]
+    assert told["osol3"] == "None"
+    assert state.state["osol3"].equal_as_of is not None
+    assert state.state["osol3"].status == "ok"
+
+
+def test_a_target_without_our_mark_is_not_left_as_it_is_though_nothing_was_written() -> None:
+    state = claimed(world(BOTH, BOTH))
+    state.pools["osol1"][SRC].props[MARK] = ("none@2000000000", "local")  # it took over
+    state.pools["osol2"][DST].props[MARK] = ("none@1000000000", "local")  # a source until then
+    outcomes = run_agent(state, resource_for(ONE, skip_unchanged=True)) or []
+    assert [one.error for one in outcomes] == [None]
+    assert state.pools["osol2"][DST].props[MARK][0] == WHO.mark
