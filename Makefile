@@ -31,6 +31,8 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 # program:package
 LAB := zfs-fuse:zfs-fuse zdb:zfs-fuse sshd:openssh-server ssh:openssh-client \
 	ssh-keygen:openssh-client ip:iproute2 unshare:util-linux nsenter:util-linux mount:mount
+# What a stream may go through on its way.
+STREAM := zstd:zstd lz4:lz4 gzip:gzip mbuffer:mbuffer
 MANUALS := mandoc:mandoc groff:groff-base
 # What is tried with OpenZFS in half an hour: emulation makes every command slow.
 WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds.py discards.py \
@@ -61,12 +63,12 @@ demo:
 	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PY) -m tests.demo.demo
 
 test:
-	@tests/setup.sh $(LAB) $(MANUALS) $(FAULTS)
+	@tests/setup.sh $(LAB) $(STREAM) $(MANUALS) $(FAULTS)
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KEEP_OUTCOMES=1 \
 		$(PY) -m pytest -n $(JOBS) --dist worksteal --ignore tests/operators $(ARGS)
 
 openzfs:
-	@tests/setup.sh $(LAB) $(GUESTS)
+	@tests/setup.sh $(LAB) $(STREAM) $(GUESTS)
 	@$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 OPENZFS_SUITE=$(SUITE) $(PY) -m tests.openzfs.guest
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 KEEP_OUTCOMES=1 ZFS_LAB=openzfs OPENZFS_SUITE=$(SUITE) \
 		$(PY) -m pytest -n $(JOBS) --dist worksteal $(if $(ALL),tests/e2e,$(WITH_OPENZFS)) $(ARGS)

@@ -59,8 +59,9 @@ class SyncResource(NamedTuple):
     """A zfs sync section as it applies on the node `nodename`.
 
     Node names are those of the file: the full name wherever the file has one. `src` is None on a
-    node that is no source of it; `dst` is then None too, and `targets` empty. The mappings `zfs`
-    and `sudo` have this node and every target; `sources` has the src of every node that has one.
+    node that is no source of it; `dst` is then None too, and `targets` empty. The mappings `zfs`,
+    `sudo` and `buffer` have this node and every target; `sources` has the src of every node that
+    has one.
     """
 
     service: str
@@ -83,6 +84,9 @@ class SyncResource(NamedTuple):
     send_options: tuple[str, ...]
     receive_options: tuple[str, ...]
     stall_timeout: int  # seconds
+    compress: str | None
+    buffer: Mapping[str, int | None]  # bytes
+    rate_limit: int | None  # bytes per second
     ssh: tuple[str, ...]
     zfs: Mapping[str, tuple[str, ...]]
     sudo: Mapping[str, bool]
@@ -109,6 +113,8 @@ _BOOLEANS = {
 }
 _COMPONENT = re.compile(r"[A-Za-z0-9_.: -]+")
 _MAX_DATASET = 255
+COMPRESSORS = ("zstd", "lz4", "gzip")
+_NONE = ("", "none")  # what is inherited has to be taken back somehow
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,31}")
 _NODE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _GROUPS = ("nodes", "drpnodes", "local")
@@ -150,6 +156,47 @@ def _delay(text: str) -> int:
 
 def _timeout(text: str) -> int:
     return _delay(f"{text}s" if text.isdigit() else text)
+
+
+_SIZE = re.compile(r"([0-9]{1,15})([KMG]?)")
+_UNITS = "KMG"
+
+
+def _size(text: str, least: int) -> int:
+    match = _SIZE.fullmatch(text.upper())
+    if not match:
+        raise ValueError("not a size: a number is bytes, or 512K, 128M, 2G")
+    number, unit = match.groups()
+    size = int(number) << 10 * (_UNITS.index(unit) + 1 if unit else 0)
+    if size < least:
+        raise ValueError(f"must be at least {size_text(least)}")
+    return size
+
+
+def size_text(size: int) -> str:
+    """A size as it is written in a service file.
+
+    >>> size_text(128 << 20), size_text(1000)
+    ('128M', '1000')
+    """
+    unit = ""
+    for larger in _UNITS:
+        if not size or size % 1024:
+            break
+        size, unit = size // 1024, larger
+    return f"{size}{unit}"
+
+
+def _buffer(text: str) -> int | None:
+    return _size(text, 1 << 20) if text.lower() not in _NONE else None
+
+
+def _rate(text: str) -> int | None:
+    return _size(text, 1 << 10) if text.lower() not in _NONE else None
+
+
+def _compressor(text: str) -> str | None:
+    return _one_of(*COMPRESSORS)(text) if text.lower() not in _NONE else None
 
 
 def _boolean(text: str) -> bool:
@@ -333,6 +380,9 @@ class _Keys:
     only_if = _Key(_optional, "", "test -e /etc/active", "a command that must exit 0 to send")
     send_options = _Key(_send_flags, "", "-w -L", "flags for zfs send")
     receive_options = _Key(_receive_flags, "", "-x mountpoint", "flags for zfs receive")
+    compress = _Key(_compressor, "", "zstd", "compress streams: zstd, lz4 or gzip")
+    buffer = _Key(_buffer, "", "128M", "the buffer before zfs receive, by mbuffer")
+    rate_limit = _Key(_rate, "", "10M", "bytes per second that a stream may take of the link")
     ssh = _Key(_command, "ssh", "ssh -p 2222", "the command that reaches another node")
     zfs = _Key(_command, "zfs", "/usr/sbin/zfs", "the zfs command")
     sudo = _Key(_boolean, "False", "True", "zfs is run with sudo")
@@ -355,7 +405,6 @@ KEYS: Mapping[str, tuple[str, str]] = MappingProxyType(
 """Every key, with its default and its meaning, for the tests of the documentation."""
 
 _NODE_LISTS = ("nodes", "drpnodes")
-_LATER = ("compress", "buffer", "rate_limit")
 # OpenSVC's own keys of a sync section, which its agent reads and we do not.
 _OPENSVC = (
     r"always_on|bwlimit|comment|delay_snap|dstfs|encap|monitor|non_disruptive|optional|options"
@@ -708,6 +757,9 @@ class _Resource:
             send_options=get(_Keys.send_options, me),
             receive_options=get(_Keys.receive_options, me),
             stall_timeout=get(_Keys.stall_timeout, me),
+            compress=get(_Keys.compress, me),
+            buffer=MappingProxyType({node: get(_Keys.buffer, node) for node in everyone}),
+            rate_limit=get(_Keys.rate_limit, me),
             ssh=get(_Keys.ssh, me),
             zfs=MappingProxyType({node: get(_Keys.zfs, node) for node in everyone}),
             sudo=MappingProxyType({node: get(_Keys.sudo, node) for node in everyone}),
@@ -850,10 +902,7 @@ class _Reading:
             self.problems.extend(_swallowed(section, option))
 
     def _unknown(self, section: _Section, option: _Option) -> None:
-        if option.key in _LATER:
-            text = f"{option.name} is not supported yet: remove it"
-            self.problems.append(section.problem(text, option))
-        elif section.name == "DEFAULT" or re.fullmatch(_OPENSVC, option.key):
+        if section.name == "DEFAULT" or re.fullmatch(_OPENSVC, option.key):
             text = f"left alone: {option.name} is not a key of zfs_sync"
             self.ignored.append(section.problem(text, option))
         elif not option.name.startswith("["):  # that one is reported as what it is

@@ -32,7 +32,10 @@ LAYERS = (
         "zfs_sync_agent.metrics",
         "zfs_sync_agent.model",
     },
-    {"check_zfs_sync.__main__", "zfs_sync_agent.transport", "zfs_sync_agent.zfs"},
+    {
+        "check_zfs_sync.__main__",
+        *(f"zfs_sync_agent.{name}" for name in ("pipe", "transport", "zfs")),
+    },
     {"zfs_sync_agent.pairing"},
     {"zfs_sync_agent.rotating"},
     {"zfs_sync_agent.judge"},
@@ -49,7 +52,7 @@ LAYERS = (
 )
 PURE = tuple(
     f"zfs_sync_agent.{name}"
-    for name in ("consent", "handover", "metrics", "model", "plan", "trial", "zfs")
+    for name in ("consent", "handover", "metrics", "model", "pipe", "plan", "trial", "zfs")
 )
 # What lets a module reach the world, or ask what time it is.
 WORLD = {

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from check_zfs_sync.service import SyncResource
-from zfs_sync_agent import judge, observe, pairing, plan, rotating, zfs
+from zfs_sync_agent import judge, observe, pairing, pipe, plan, rotating, zfs
 from zfs_sync_agent.errors import (
     UNTOUCHED,
     BrokenChain,
@@ -32,7 +32,7 @@ from zfs_sync_agent.model import (
     parse_nodes,
 )
 from zfs_sync_agent.observe import Side
-from zfs_sync_agent.transport import SSH_FAILED, Transfer, quote, transfer
+from zfs_sync_agent.transport import SSH_FAILED, Passage, Transfer, quote, transfer
 
 _MODIFIED = re.compile(r"destination (?P<name>.+?) has been\s+modified", re.DOTALL)
 _NO_ROOM = re.compile("out of space|quota exceeded")
@@ -53,6 +53,12 @@ class Context:
     names: Names
     info: Log
     warn: Log
+
+
+def shown_pipe(send: Sequence[str], way: pipe.Pipe, side: Side, into: Sequence[str]) -> str:
+    """Return a transfer as it can be pasted: the words of a send, the argv of a receive."""
+    here = [quote(words) for words in (send, way.compress) if words]
+    return f"{' | '.join(here)} | {side.shell.shown(*way.feeders, side.words(into))}"
 
 
 def change(context: Context, side: Side, step: zfs.Change) -> None:
@@ -150,10 +156,11 @@ class Branch:
         deep: bool,
     ) -> None:
         self.deep = deep
+        self.programs = pipe.programs(context.resource, view.node)
         self.context = context
         self.source_side, self.side = source_side, side
         self.source, self.view = source, view
-        self.size_bytes = 0
+        self.size_bytes = self.link_bytes = 0
         self.mode = "none"
         self.resumed = False
         self.may_hold_goal = False  # a send began and no listing came after it
@@ -187,6 +194,12 @@ class Branch:
                 hint=f"zfs_sync_agent -s {who.service} --rid {who.rid} --node {self.view.node}"
                 " syncresync; it keeps what is there beside dst, and sends them anew",
             )
+
+    @property
+    def compressed(self) -> str:
+        """Return what became of size_bytes on the way, as the closing line tells it."""
+        name = self.programs.source.get("compress")
+        return f" ({self.link_bytes} by {name})" if name else ""
 
     def _missing(self, branch: plan.Branch) -> list[str]:
         """Return what the last listing does not show, but for what is broken anyway."""
@@ -266,6 +279,7 @@ class Branch:
                     return branch, first
                 skip.add(left[0])
             else:
+                self.context.warn(f"{failure.reason}; sending again, a stream per dataset")
                 one_by_one = True
             branch = self._plan(goal, one_by_one=one_by_one, skip=frozenset(skip))
             if not branch.streams:
@@ -411,21 +425,25 @@ class Branch:
         sends = [one.send_argv(self.source.tree, resource.send_options) for one in streams]
         send = [self.source_side.words(argv) for argv in sends]
         can = self.source_side.can.resumes
-        receive = [
-            self.side.words(one.receive_argv(self.side.can, resource.receive_options, resumes=can))
+        into = [
+            one.receive_argv(self.side.can, resource.receive_options, resumes=can)
             for one in streams
         ]
-        for out, into in zip(send, receive, strict=True):
-            context.info(f"{quote(out)} | {self.side.shell.shown(into)}")
+        node = self.view.node
+        way = pipe.pipe(self.programs, self.source_side.paths, self.side.paths)
+        for words, argv in zip(send, into, strict=True):
+            context.info(shown_pipe(words, way, self.side, argv))
         if (size := observe.estimate(self.source_side, sends)) is not None:
-            context.info(f"{self.view.node}: about {size} bytes to send")
-        words = self.side.shell.data_words(receive)
+            context.info(f"{node}: about {size} bytes to send")
+        receive = self.side.shell.data_words([self.side.words(argv) for argv in into], way.feeders)
         self.may_hold_goal = True
+        passage = Passage(resource.stall_timeout, way.compress, resource.rate_limit)
         try:
-            done = transfer(send, words, self.side.shell.fds, resource.stall_timeout)
+            done = transfer(send, receive, self.side.shell.fds, passage)
         except SyncError as error:
             return error
         self.size_bytes += done.size_bytes
+        self.link_bytes += done.link_bytes
         return _transfer_failure(done, self.view.node) if done.failed else None
 
     def _relist(self, before: Sequence[zfs.Change]) -> None:
@@ -519,7 +537,7 @@ def _transfer_failure(done: Transfer, node: str) -> SyncError:
     kind = NoAnswer if receiver.status == SSH_FAILED else CommandFailed
     return kind(
         f"the transfer to {node} failed",
-        command=" | ".join(stage.command for stage in (done.stages[0], receiver)),
+        command=" | ".join(stage.command for stage in done.stages),
         detail="\n".join(rows),
         untouched="nothing was rotated",
         hint="mend what the answer says; the next run sends what is missing",

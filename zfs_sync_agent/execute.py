@@ -6,15 +6,22 @@ lagging one joins with a snapshot and a lock of its own.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from check_zfs_sync.service import Target
 from check_zfs_sync.statefile import KeptBase, Success, TargetState, digest
 from check_zfs_sync.statefile import Snapshot as StateSnapshot
-from zfs_sync_agent import handover, judge, observe, pairing, plan, record, rotating, zfs
-from zfs_sync_agent.branch import Branch, Context, apply_rotation, change, set_retained
+from zfs_sync_agent import handover, judge, observe, pairing, pipe, plan, record, rotating, zfs
+from zfs_sync_agent.branch import (
+    Branch,
+    Context,
+    apply_rotation,
+    change,
+    set_retained,
+    shown_pipe,
+)
 from zfs_sync_agent.errors import UNTOUCHED, CommandFailed, NoAnswer, Refused, StandbyFor, SyncError
 from zfs_sync_agent.judge import Role
 from zfs_sync_agent.model import (
@@ -129,13 +136,18 @@ class Run:
         self.context, self.settings, self.record, self.lock = context, settings, rec, lock
         self.resource, self.names, self.who = resource, context.names, context.who
         self.src, self.dst = resource.src, resource.dst
-        self.side = self._side(settings.nodename, (), lock)
+        on_way = [pipe.programs(resource, one.node).source for one in targets]
+        self.side = self._side(settings.nodename, (), lock, *on_way)
         self.consent = settings.consent
         self.workers = [worker for one in targets if (worker := self._worker(one))]
 
-    def _side(self, node: str, ssh: Sequence[str], lock: Lock) -> Side:
-        words = self.resource.zfs.get(node, ("zfs",))
-        return Side(Shell(node, ssh, (lock.fd,)), words, sudo=self.resource.sudo.get(node, False))
+    def _side(
+        self, node: str, ssh: Sequence[str], lock: Lock, *programs: Mapping[str, str]
+    ) -> Side:
+        """Return a node; `programs` are, by key, those that it has to have besides zfs."""
+        words, sudo = self.resource.zfs.get(node, ("zfs",)), self.resource.sudo.get(node, False)
+        names = sorted({name for one in programs for name in one.values()})
+        return Side(Shell(node, ssh, (lock.fd,)), words, sudo=sudo, programs=names)
 
     def _worker(self, target: Target) -> Worker | None:
         """Lock the target; None where another run's join, or its orphan, still works on it.
@@ -151,7 +163,9 @@ class Run:
             self.context.info(f"{what}; left to it")
             return None
         ssh = () if target.group == "local" else self.resource.ssh
-        worker = Worker(target, lock, self._side(target.node, ssh, lock), self.side)
+        programs = pipe.programs(self.resource, target.node)
+        side = self._side(target.node, ssh, lock, programs.target)
+        worker = Worker(target, lock, side, self.side)
         worker.deep = self.resource.intermediary  # with -I any name may be in the way
         return worker
 
@@ -407,6 +421,9 @@ class Run:
             recursive = self.resource.recursive
             handover.check_nothing_unsent(cleared, view, self.who, recursive=recursive)
         judge.check_options(cleared, view, self.resource, self.who)
+        needed = pipe.programs(self.resource, worker.node)
+        judge.check_programs(needed.source, self.side.paths, self.who.source)
+        judge.check_programs(needed.target, worker.side.paths, worker.node)
         self._judge(worker, cleared, view, known=known)
         return judge.role(cleared, worker.view, self.names)
 
@@ -526,7 +543,8 @@ class Run:
     def _start_join(self, worker: Worker, source: SourceView) -> None:
         """Let the target catch up in a thread that outlives the run's own shells."""
         worker.joins = True
-        worker.source_side = self._side(self.settings.nodename, (), worker.lock)
+        programs = pipe.programs(self.resource, worker.node)
+        worker.source_side = self._side(self.settings.nodename, (), worker.lock, programs.source)
         worker.start(lambda one: self._join(one, source))
 
     def _join(self, worker: Worker, source: SourceView) -> None:
@@ -672,8 +690,8 @@ class Run:
         seconds = success.finished - success.started
         self.context.info(
             f"{worker.node}: {self.src}@{goal} guid {root.guid} is {branch.view.dst}@"
-            f"{self.names.sent}: {success.mode}, {len(guids)} datasets, {success.bytes} bytes,"
-            f" {seconds} s"
+            f"{self.names.sent}: {success.mode}, {len(guids)} datasets, {success.bytes} bytes"
+            f"{branch.compressed}, {seconds} s"
         )
         self._push(worker)
 
@@ -780,11 +798,13 @@ class Run:
             self._show_stream(worker, source, stream)
 
     def _show_stream(self, worker: Worker, source: SourceView, stream: zfs.Stream) -> None:
-        send = self.side.shown(stream.send_argv(source.tree, self.resource.send_options))
+        send = stream.send_argv(source.tree, self.resource.send_options)
         into = stream.receive_argv(
             worker.side.can, self.resource.receive_options, resumes=self.side.can.resumes
         )
-        self.settings.show(f"{send} | {worker.side.shown(into)}")
+        programs = pipe.programs(self.resource, worker.node)
+        way = pipe.pipe(programs, self.side.paths, worker.side.paths)
+        self.settings.show(shown_pipe(self.side.words(send), way, worker.side, into))
 
     def _show_size(self, worker: Worker, source: SourceView, branch: plan.Branch) -> None:
         if branch.goal in source.tree.datasets[ROOT].snapshots:

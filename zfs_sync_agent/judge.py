@@ -4,7 +4,7 @@ It is pure, and refuses by names, marks and state files; what it lets pass it le
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum
 
 from check_zfs_sync.service import SyncResource
@@ -362,6 +362,18 @@ def check_options(
                 untouched=UNTOUCHED,
                 hint=f"take it out of the service file, or update ZFS on {node}; zfs {verb} without"
                 " arguments shows what it has",
+            )
+
+
+def check_programs(needed: Mapping[str, str], found: Container[str], node: str) -> None:
+    """Raise Refused where a node lacks a program that a key of the service file needs."""
+    for key, program in needed.items():
+        if program not in found:
+            raise Refused(
+                f"{key} needs {program}, which {node} does not have",
+                untouched=UNTOUCHED,
+                hint=f"install the package {program} on {node}, or take {key} out of the service"
+                " file",
             )
 
 

@@ -31,15 +31,19 @@ XARGS_FAILED = 123  # xargs: at least one command exited 1 to 125
 class Side:
     """One node with its open shell and the words that run zfs there."""
 
-    def __init__(self, shell: Shell, zfs_words: Sequence[str], *, sudo: bool) -> None:
+    def __init__(
+        self, shell: Shell, zfs_words: Sequence[str], *, sudo: bool, programs: Sequence[str] = ()
+    ) -> None:
         self.shell = shell
         self._zfs_words = tuple(zfs_words)
         self._sudo = ("sudo", "-n") if sudo else ()
         self.can = Capabilities(zfs=(*self._sudo, *self._zfs_words))
         self._found = False
+        self._programs = tuple(programs)
+        self.paths: dict[str, str] = {}  # of the other programs that were found there
 
     def find_zfs(self, more: Sequence[Sequence[str]] = ()) -> list[Answer]:
-        """Find where zfs is and what it can do, by its own usage text; once.
+        """Find where zfs is and what it can do, by its own usage text, and the programs; once.
 
         `more` are commands that only read, asked for in the same round trip (`zfs` found by PATH);
         their answers are returned. Raises NoAnswer.
@@ -48,8 +52,9 @@ class Side:
             return self.shell.ask(more) if more else []
         first, *rest = self._zfs_words
         words = (*self._sudo, *self._zfs_words)
+        where = [("command", "-v", one) for one in self._programs]
         found, usage, properties, *answers = self.shell.ask(
-            [("command", "-v", first), words, (*words, "get"), *more]
+            [("command", "-v", first), words, (*words, "get"), *where, *more]
         )
         path = found.stdout.strip().splitlines()[-1:]
         if found.status != 0 or not path:
@@ -66,7 +71,10 @@ class Side:
             properties.stderr + properties.stdout,
             (*self._sudo, path[0], *rest),
         )
-        return answers
+        for program, answer in zip(self._programs, answers, strict=False):
+            if answer.status == 0:
+                self.paths[program] = answer.stdout.strip().splitlines()[-1]
+        return answers[len(self._programs) :]
 
     def words(self, argv: Sequence[str]) -> tuple[str, ...]:
         """Return the full command for a zfs argv."""

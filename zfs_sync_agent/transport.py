@@ -2,10 +2,18 @@
 
 It never interprets what zfs says and never retries. What it starts inherits the lock's descriptor,
 so an orphan still holds it, and leads a process group of its own, so all of it can be ended.
+
+A stream passes through this process: zfs send | compress | here | ssh | decompress | mbuffer | zfs
+receive. With a compressor it passes twice, before it and behind it: what is counted and foretold is
+the stream, what a link has to carry is what is behind. So the limit of the rate is kept here, too,
+and needs no program. The one buffer stands before zfs receive, the stage that pauses: it keeps the
+link busy meanwhile, and on the source it would take bytes that the stall timer takes for moved.
 """
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import select
 import selectors
@@ -14,8 +22,9 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from plumbum import CommandNotFound, local
@@ -63,6 +72,24 @@ _BEATING = quote(
 )
 
 
+# What feeds a receive stands before it in a pipe: "$0" is the receive, the arguments are the rest.
+# POSIX's sh tells the status of the last stage only. One before it that failed is told on stderr,
+# behind all that was said, by a line with its status, its command and its words. It is one line,
+# since csh, which may be the login shell, takes no other.
+_FED_MARK = "zfs_sync: failed before it:"
+_FED = (
+    *("sh", "-c"),
+    "receive=$0; exec 3>&1;"
+    ' stage() { { words=$(eval "$1" 2>&1 >&5 3>&- 4>&- 5>&-); } 5>&1 || tell $? "$1"; };'
+    ' tell() { status=$1 stage=$2; set -f; set -- $words; printf "%s\\t%s\\t%s\\n" $status'
+    ' "$stage" "$*" >&4; };'
+    ' fed() { if [ $# = 0 ]; then eval "$receive" 3>&- 4>&-; else'
+    ' first=$1; shift; stage "$first" | fed "$@"; fi; };'
+    ' failed=$({ fed "$@"; } 4>&1 >&3); status=$?;'
+    f' [ -z "$failed" ] || printf "\\n%s\\n%s\\n" "{_FED_MARK}" "$failed" >&2; exit $status',
+)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command said, once it had ended."""
@@ -74,7 +101,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Stage:
-    """One half of a transfer: its words as they can be pasted, its exit status, its last words."""
+    """One part of a transfer: its words as they can be pasted, its exit status, its last words."""
 
     command: str
     status: int
@@ -83,15 +110,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A transfer that came to its end, whatever that was; `size_bytes` is what passed through."""
+    """A transfer that came to its end, whatever that was.
+
+    `size_bytes` is what the senders wrote, `link_bytes` what the receiver was given of it: the same
+    without a compressor. `stages` are in the order of the stream, of several senders the last;
+    `feeders` are those of the receiver's side, as far as they failed.
+    """
 
     size_bytes: int
     stages: tuple[Stage, ...]
+    link_bytes: int = 0
+    feeders: tuple[Stage, ...] = ()
 
     @property
     def failed(self) -> tuple[Stage, ...]:
         """Return the stages that failed, a receiver before the sender that it broke."""
-        return tuple(stage for stage in reversed(self.stages) if stage.status != 0)
+        *before, receiver = self.stages
+        stages = (*before, *self.feeders, receiver)
+        return tuple(stage for stage in reversed(stages) if stage.status != 0)
 
 
 class _Children:
@@ -221,20 +257,23 @@ class Shell:
         children.forget(self._child)
         self._child = None
 
-    def shown(self, words: Words) -> str:
-        """Return a command as it can be pasted into a shell on this node."""
-        return (
-            f"{quote(self.ssh)} {self.node} {quote((quote(words),))}" if self.ssh else quote(words)
-        )
+    def shown(self, *stages: Words) -> str:
+        """Return a command, or a pipe, as it can be pasted into a shell on this node."""
+        script = " | ".join(quote(words) for words in stages)
+        return f"{quote(self.ssh)} {self.node} {quote((script,))}" if self.ssh else script
 
-    def data_words(self, commands: Sequence[Words]) -> tuple[str, ...]:
-        """Return the words that run commands, each if the one before it did well, on one stdin."""
-        if not self.ssh and len(commands) == 1:
-            return tuple(commands[0])
+    def data_words(
+        self, commands: Sequence[Words], feeders: Sequence[Words] = ()
+    ) -> tuple[str, ...]:
+        """Return the words that run commands, each if the one before it did well, on one stdin.
+
+        The stream comes to them through the `feeders`.
+        """
         script = " && ".join(quote(words) for words in commands)
-        if not self.ssh:
-            return ("sh", "-c", script)
-        return self._ssh_words(f"{_BEATING} {quote((script,))}")
+        fed = (*_FED, script, *(quote(words) for words in feeders)) if feeders else ()
+        if self.ssh:
+            return self._ssh_words(f"{_BEATING} {quote((quote(fed) if fed else script,))}")
+        return fed or (tuple(commands[0]) if len(commands) == 1 else ("sh", "-c", script))
 
     def _ssh_words(self, script: str) -> tuple[str, ...]:
         """Return ssh below a shell that keeps the lock's descriptor: ssh itself closes it."""
@@ -352,11 +391,29 @@ class Shell:
 # --- transfers --------------------------------------------------------------------------------
 
 
+def _to_nobody(_: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Passage:
+    """How a stream gets from its sender to its receiver.
+
+    `compress` are the words that each sender's stream goes through, `rate_limit` holds for what is
+    behind them, in bytes per second; `tell` is called with the bytes that the senders wrote so far.
+    """
+
+    stall_timeout: int
+    compress: Words = ()
+    rate_limit: int | None = None
+    tell: Callable[[int], None] = _to_nobody
+
+
 def transfer(
     senders: Sequence[Words],
     receiver: Words,
     fds: Sequence[int],
-    stall_timeout: int,
+    passage: Passage,
 ) -> Transfer:
     """Pass what the senders write, one after the other, to the receiver, and wait for all of them.
 
@@ -365,24 +422,40 @@ def transfer(
     sender and its end; a send that is slow to its first byte and a receive that is slow after the
     last are no stalls.
     """
+    size = link_size = 0
     stages: list[Stage] = []
-    total = 0
+    bucket = _Bucket(passage.rate_limit) if passage.rate_limit else None
     with _started(receiver, fds, stdin=subprocess.PIPE) as (receive, receive_err):
-        sink = receive.stdin.fileno()
-        os.set_blocking(sink, False)
         for words in senders:
-            with _started(words, fds, stdout=subprocess.PIPE) as (send, send_err):
-                source = send.stdout.fileno()
-                pump = _Pump(source, sink, stall_timeout)
+            pipe = (words, passage.compress) if passage.compress else (words,)
+            with contextlib.ExitStack() as stack:
+                running = [stack.enter_context(one) for one in _pipe(pipe, fds)]
+                pump = _Pump([child for child, _ in running], receive, bucket, passage, size)
                 alive = pump.run(quote(words))
-                total += pump.moved
-                send.stdout.close()  # a sender whose receiver is gone has to see it
-                stages.append(_stage(words, send, send_err))
-            if not alive or stages[-1].status != 0:
+                size += pump.links[0].moved
+                link_size += pump.links[-1].moved
+                for child, _ in running:  # one whose reader or writer is gone has to see it
+                    _close(child.stdin)
+                    _close(child.stdout)
+                stages = [
+                    _stage(each, child, err)
+                    for each, (child, err) in zip(pipe, running, strict=True)
+                ]
+            if not alive or any(stage.status != 0 for stage in stages):
                 break
-        receive.stdin.close()
-        stages.append(_stage(receiver, receive, receive_err))
-    return Transfer(total, tuple(stages))
+        _close(receive.stdin)
+        last, feeders = _without_feeders(_stage(receiver, receive, receive_err))
+    return Transfer(size, (*stages, last), link_size, feeders)
+
+
+def _pipe(
+    commands: Sequence[Words], fds: Sequence[int]
+) -> Iterator[contextlib.AbstractContextManager[tuple[Any, IO[bytes]]]]:
+    """Start commands each of which is to feed the next; a pump will pass on what they write."""
+    stdin = subprocess.DEVNULL
+    for words in commands:
+        yield _started(words, fds, stdin=stdin, stdout=subprocess.PIPE)
+        stdin = subprocess.PIPE
 
 
 @contextlib.contextmanager
@@ -397,13 +470,17 @@ def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple
             kill_group(child)
             raise
         finally:
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
+            _close(child.stdin)
+            _close(child.stdout)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=30)  # one that sudo runs ends by its closed pipes, or not at all
             children.forget(child)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            stream.close()
 
 
 def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:
@@ -414,56 +491,86 @@ def _stage(words: Words, child: Any, err: IO[bytes]) -> Stage:
     return Stage(_pasteable(words), status, "\n".join(line for line in said if line.strip()))
 
 
+def _without_feeders(receiver: Stage) -> tuple[Stage, tuple[Stage, ...]]:
+    """Return a receiver by itself, and the feeders of which it told that they failed."""
+    said, _, told = receiver.stderr.partition(_FED_MARK)
+    rows = re.findall(r"^(\d+)\t([^\t]+)\t?(.*)$", told, re.MULTILINE)
+    feeders = tuple(Stage(command, int(status), words) for status, command, words in rows)
+    return replace(receiver, stderr=said.strip()), feeders
+
+
 def _pasteable(words: Words) -> str:
     """Return a stage's words without the shells around them."""
-    if tuple(words[: len(_KEEPER)]) != _KEEPER:
-        return quote(words)
-    *ssh, script = words[len(_KEEPER) :]
-    return quote((*ssh, *shlex.split(script.removeprefix(_BEATING))))
+    if tuple(words[: len(_KEEPER)]) == _KEEPER:
+        *ssh, script = words[len(_KEEPER) :]
+        (script,) = shlex.split(script.removeprefix(_BEATING))
+        fed = script.startswith(quote(_FED))
+        return quote((*ssh, _pasteable(shlex.split(script)) if fed else script))
+    if tuple(words[: len(_FED)]) == _FED:
+        receive, *feeders = words[len(_FED) :]
+        return " | ".join((*feeders, f"{{ {receive}; }}" if " && " in receive else receive))
+    return quote(words)
 
 
-class _Pump:
-    """Moves bytes from a pipe to a pipe, within the kernel where it can, and watches the clock."""
+class _Bucket:
+    """What may pass under a limit of the rate, in bytes per second."""
 
-    def __init__(self, source: int, sink: int, stall_timeout: int) -> None:
-        self.source, self.sink = source, sink
-        self.stall_timeout = stall_timeout
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        # What was missed while this process slept may be made up for, a quarter of a second of it.
+        self._most, self._least = rate // 4, min(CHUNK, rate // 20)
+        self._level, self._filled = 0.0, time.monotonic()
+
+    @property
+    def level(self) -> int:
+        """Return how many bytes may pass now, as of the last look at the clock."""
+        return int(self._level)
+
+    def wait_seconds(self) -> float:
+        """Return how long until something may pass; 0: now."""
+        now = time.monotonic()
+        self._level = min(self._most, self._level + (now - self._filled) * self._rate)
+        self._filled = now
+        return max(0.0, (self._least - self._level) / self._rate)
+
+    def take(self, size: int) -> None:
+        """Let so many bytes pass."""
+        self._level -= size
+
+
+class _Link:
+    """A pipe to another: moves bytes, within the kernel where it can, and never waits."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes], bucket: _Bucket | None = None) -> None:
+        self.source, self.sink, self.bucket = source.fileno(), sink.fileno(), bucket
         self.moved = 0
         self._waiting = b""
         self._splice = hasattr(os, "splice")
+        for fd in (self.source, self.sink):
+            os.set_blocking(fd, False)
+            if self._splice:  # larger pipes: fewer turns; a user may have had his share of them
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
 
-    def run(self, command: str) -> bool:
-        """Return at the end of the source; False where the sink was gone before."""
-        while True:
-            limit = self.stall_timeout if self.moved else None
-            try:
-                if not self._waiting and not self._wait(self.source, select.POLLIN, limit):
-                    raise self._stalled(command)
-                if not self._wait(self.sink, select.POLLOUT, limit):
-                    raise self._stalled(command)
-                step = self._move()
-            except BlockingIOError:
-                continue
-            except BrokenPipeError:
-                return False
-            if step == 0:
-                return True
-            self.moved += step
+    def held_seconds(self) -> float:
+        """Return how long the limit of the rate holds it up."""
+        return self.bucket.wait_seconds() if self.bucket else 0
 
-    def _wait(self, fd: int, event: int, limit: float | None) -> bool:
-        """Wait for one end; a sink that breaks while the source is silent wakes it up too."""
-        poll = select.poll()
-        poll.register(self.sink, 0)
-        poll.register(fd, event)
-        ready = dict(poll.poll(None if limit is None else limit * 1000))
-        if ready.get(self.sink, 0) & select.POLLERR:
-            raise BrokenPipeError
-        return bool(ready)
+    def move(self) -> int:
+        """Move what there is; return how much, 0 at the end of the source.
 
-    def _move(self) -> int:
+        Raises BlockingIOError where nothing can be moved, BrokenPipeError where the sink is gone.
+        """
+        size = self._move(min(CHUNK, self.bucket.level) if self.bucket else CHUNK)
+        self.moved += size
+        if self.bucket:
+            self.bucket.take(size)
+        return size
+
+    def _move(self, most: int) -> int:
         if self._splice:
             try:
-                return os.splice(self.source, self.sink, CHUNK)
+                return os.splice(self.source, self.sink, most, None, None, os.SPLICE_F_NONBLOCK)
             except (BlockingIOError, BrokenPipeError):
                 raise
             except OSError:  # a kernel or a file that cannot: plain reads and writes
@@ -472,13 +579,100 @@ class _Pump:
             self._waiting = os.read(self.source, CHUNK)
             if not self._waiting:
                 return 0
-        written = os.write(self.sink, self._waiting)
+        written = os.write(self.sink, self._waiting[:most])
         self._waiting = self._waiting[written:]
         return written
 
+    def awaited(self) -> tuple[int, int]:
+        """Return the end that it waits for, and the event."""
+        poll = select.poll()
+        poll.register(self.source, select.POLLIN)
+        if self._waiting or poll.poll(0):
+            return self.sink, select.POLLOUT
+        return self.source, select.POLLIN
+
+
+class _Pump:
+    """Passes a stream on from stage to stage, and watches the clock."""
+
+    def __init__(
+        self,
+        stages: Sequence[Any],
+        receiver: Any,
+        bucket: _Bucket | None,
+        passage: Passage,
+        before: int,
+    ) -> None:
+        self.stall_timeout, self._tell, self._before = passage.stall_timeout, passage.tell, before
+        self._sinks = [stage.stdin for stage in (*stages[1:], receiver)]
+        self.links = [
+            _Link(stage.stdout, sink, bucket if sink is receiver.stdin else None)
+            for stage, sink in zip(stages, self._sinks, strict=True)
+        ]
+        self._left = list(self.links)
+        self._moved_at = 0.0
+
+    def run(self, command: str) -> bool:
+        """Return at the end of the source; False where a sink was gone before."""
+        try:
+            while self._left:
+                if self._step():
+                    self._moved_at = time.monotonic()
+                    self._tell(self._before + self.links[0].moved)
+                elif not self._wait():
+                    raise self._stalled(command)
+        except BrokenPipeError:
+            return False
+        return True
+
+    def _step(self) -> bool:
+        """Move what can be moved; return whether there was anything."""
+        moved = False
+        for number, link in enumerate(self._left):
+            if link.held_seconds():
+                continue
+            try:
+                size = link.move()
+            except BlockingIOError:
+                continue
+            moved = True
+            if size == 0:
+                if number:  # a compressor that ends before its own input does
+                    raise BrokenPipeError
+                self._end_first()
+                break
+        return moved
+
+    def _end_first(self) -> None:
+        """Let the next stage see the end; what feeds the receiver may not be the last sender."""
+        self._left.pop(0)
+        if self._left:
+            self._sinks[0].close()
+
+    def _wait(self) -> bool:
+        """Wait until something can be moved; False where the transfer stalled.
+
+        A sink that breaks while its source is silent wakes it up too.
+        """
+        poll = select.poll()
+        now = time.monotonic()
+        stalled_at = self._moved_at + self.stall_timeout if self.links[0].moved else None
+        seconds = [] if stalled_at is None else [stalled_at - now]
+        for link in self._left:
+            poll.register(link.sink, 0)
+            if held := link.held_seconds():
+                seconds.append(held)
+            else:
+                poll.register(*link.awaited())
+        ready = dict(poll.poll(max(0.0, min(seconds)) * 1000 if seconds else None))
+        if any(ready.get(link.sink, 0) & select.POLLERR for link in self._left):
+            raise BrokenPipeError
+        return bool(ready) or stalled_at is None or time.monotonic() < stalled_at
+
     def _stalled(self, command: str) -> Stalled:
         return Stalled(
-            f"the transfer stalled: no byte for {self.stall_timeout} s after {self.moved} bytes",
+            f"the transfer stalled: no byte for {self.stall_timeout} s after"
+            f" {self.links[0].moved} bytes",
             command=command,
             untouched="nothing was rotated; the next run sends again what is missing",
             hint="look at the link and at the target's pool; stall_timeout sets the limit",

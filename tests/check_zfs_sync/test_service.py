@@ -19,6 +19,7 @@ from check_zfs_sync.service import (
     load_service,
     load_services,
     metrics_file,
+    size_text,
 )
 
 MAN_PAGE = Path(__file__).parents[2] / "man" / "zfs_sync.conf.5"
@@ -172,6 +173,9 @@ def test_every_key_has_its_default(load: Load) -> None:
         send_options=(),
         receive_options=(),
         stall_timeout=600,
+        compress=None,
+        buffer={"db1": None, "db2": None, "db3": None},
+        rate_limit=None,
         ssh=("ssh",),
         zfs={"db1": ("zfs",), "db2": ("zfs",), "db3": ("zfs",)},
         sudo={"db1": False, "db2": False, "db3": False},
@@ -209,6 +213,15 @@ def test_every_key_has_its_default(load: Load) -> None:
         ),
         ("stall_timeout = 30", 30),
         ("stall_timeout = 5m", 300),
+        ("compress = ZSTD", "zstd"),
+        ("compress = lz4", "lz4"),
+        ("compress = gzip", "gzip"),
+        ("compress = none", None),
+        ("compress =", None),
+        ("rate_limit = 1500000", 1500000),
+        ("rate_limit = 512K", 512 << 10),
+        ("rate_limit = 10m", 10 << 20),
+        ("rate_limit = None", None),
         ("ssh = ssh -p 2222", ("ssh", "-p", "2222")),
         ("ssh = '/opt/my ssh'", ("/opt/my ssh",)),
         ("dst = backup/my data/x.y:z-1", "backup/my data/x.y:z-1"),
@@ -246,6 +259,15 @@ def test_value_is_read(load: Load, setting: str, value: object) -> None:
         ("on_divergence = keep", "must be discard or refuse"),
         ("on_child_gone = destroy", "must be follow, keep or stop"),
         ("stall_timeout = 0", "must be more than 0"),
+        ("compress = zstd-3", "must be zstd, lz4 or gzip"),
+        ("compress = xz", "must be zstd, lz4 or gzip"),
+        ("buffer = 128MB", "not a size"),
+        ("buffer = 10%", "not a size"),
+        ("buffer = " + "9" * 5000, "not a size"),
+        ("buffer = 1023K", "must be at least 1M"),
+        ("rate_limit = 10M/s", "not a size"),
+        ("rate_limit = -1", "not a size"),
+        ("rate_limit = 0", "must be at least 1K"),
         ("ssh =", "a command is missing"),
         ("ssh = ssh '-p", "No closing quotation"),
         ("zfs = ''", "a command is missing"),
@@ -277,6 +299,19 @@ def test_wrong_value_is_refused_with_an_example(
     assert words in said
     assert "write" in said
     assert said.count("\n") == 0
+
+
+def test_each_target_has_a_buffer_of_its_own(load: Load) -> None:
+    buffer = load(f"{NODES}buffer = 1G\n{SYNC}buffer@db2 = 64M\nbuffer@db3 = none\n").buffer
+    assert buffer == {"db1": 1 << 30, "db2": 64 << 20, "db3": None}
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1, "1"), (1000, "1000"), (1536, "1536"), (10 << 20, "10M"), (2**41, "2048G")],
+)
+def test_a_size_is_told_as_it_can_be_written(size: int, text: str) -> None:
+    assert size_text(size) == text
 
 
 def test_message_has_place_value_reason_and_example(complain: Complain) -> None:
@@ -380,7 +415,7 @@ oops
 src = tank/other
 [sync#3]
 type = zfs
-compress = zstd
+compress = zip
 """
     assert complain(text).splitlines() == [
         "web.conf:1: stands before any section; write [DEFAULT] or [sync#1] above it",
@@ -390,7 +425,8 @@ compress = zstd
         "web.conf:9: not a line of the form key = value; a comment starts with ;",
         "web.conf:10: [sync#2] has no type; write: type = zfs",
         "web.conf:12: [sync#3] src is missing; write for example: src = tank/data",
-        "web.conf:14: [sync#3] compress is not supported yet: remove it",
+        "web.conf:14: [sync#3] compress = zip: must be zstd, lz4 or gzip;"
+        " write for example: compress = zstd",
     ]
 
 
@@ -453,7 +489,7 @@ def test_folder_or_pipe_is_no_service_file(tmp_path: Path, make: Callable[[Path]
             st.sampled_from([*SEED_Z3.splitlines(), *NODES.splitlines(), "[sync#2:sync#1]"]),
             st.builds(
                 "{}{} = {}".format,
-                st.sampled_from([*KEYS, "compress", "tags"]),
+                st.sampled_from([*KEYS, "tags"]),
                 st.sampled_from(["", "@db1", "[db2]", "@", "@a b"]),
                 st.text(max_size=20),
             ),
@@ -761,13 +797,6 @@ def test_resource_can_be_disabled_on_one_node(write: Write) -> None:
 def test_opensvc_file_without_zfs_sync_is_right_whatever_its_defaults(write: Write) -> None:
     text = "[DEFAULT]\nnodes = {clusternodes}\n[sync#1]\ntype = rsync\n"
     assert load_service(write(text), nodename="db1").resources == ()
-
-
-@pytest.mark.parametrize("key", ["compress", "buffer", "rate_limit", "compress@db2"])
-@pytest.mark.parametrize("before", [NODES, NODES + SYNC])
-def test_key_of_a_later_version_is_refused(complain: Complain, before: str, key: str) -> None:
-    rest = "" if "sync" in before else SYNC
-    assert f"{key} is not supported yet: remove it" in complain(f"{before}{key} = x\n{rest}")
 
 
 def test_unknown_key_without_a_neighbour_points_to_the_manual(complain: Complain) -> None:

@@ -67,8 +67,11 @@ class FakeShell(Shell):
         """Answer several."""
         return [self.run(words) for words in commands]
 
-    def data_words(self, commands: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    def data_words(
+        self, commands: Sequence[Sequence[str]], feeders: Sequence[Sequence[str]] = ()
+    ) -> tuple[str, ...]:
         """Return the node and, as one word each, what it is to receive."""
+        assert not feeders
         return (self.node, *("\0".join(words) for words in commands))
 
 

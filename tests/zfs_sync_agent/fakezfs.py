@@ -780,7 +780,7 @@ class World:
         senders: Sequence[Sequence[str]],
         receiver: Sequence[str],
         _fds: Sequence[int],
-        _stall_timeout: int,
+        _passage: object,
     ) -> Transfer:
         """Stand in for transport.transfer."""
         node, *commands = receiver

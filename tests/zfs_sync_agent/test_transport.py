@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from zfs_sync_agent import transport
 from zfs_sync_agent.errors import NoAnswer, Stalled
-from zfs_sync_agent.transport import Answer, Shell, Transfer, quote, transfer
+from zfs_sync_agent.transport import Answer, Passage, Shell, Transfer, quote, transfer
 
 from .processes import is_gone, wait_for
 
@@ -282,9 +283,12 @@ def sh(script: str) -> tuple[str, str, str]:
 
 
 def move(
-    senders: Sequence[Sequence[str]], receiver: Sequence[str], stall_timeout: int = 60
+    senders: Sequence[Sequence[str]],
+    receiver: Sequence[str],
+    stall_timeout: int = 60,
+    **how: Any,
 ) -> Transfer:
-    return transfer(senders, receiver, (), stall_timeout)
+    return transfer(senders, receiver, (), Passage(stall_timeout, **how))
 
 
 @pytest.fixture(params=["splice", "no splice", "splice that cannot"])
@@ -412,7 +416,7 @@ def test_a_slow_first_byte_of_a_later_sender_is_no_stall() -> None:
 def test_both_stages_inherit_the_lock(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
         held = f"test -e /proc/self/fd/{lock.fileno()}"
-        done = transfer([sh(held)], sh(f"{held} && cat"), (lock.fileno(),), 60)
+        done = transfer([sh(held)], sh(f"{held} && cat"), (lock.fileno(),), Passage(60))
     assert done.failed == ()
 
 
@@ -487,6 +491,173 @@ def test_the_lock_is_held_for_an_ssh_that_closes_every_descriptor(tmp_path: Path
 def test_a_failed_ssh_is_shown_without_the_shell_that_keeps_the_lock() -> None:
     done = move([("echo",)], Shell("osol2", ("false",)).data_words([("zfs", "receive", "d")]))
     assert done.failed[0].command.startswith("false -o BatchMode=yes")
+
+
+# --- a transfer through other programs ---------------------------------------------------------
+
+GZIP, GUNZIP = ("gzip", "-c"), ("gzip", "-d", "-c")
+
+
+@pytest.fixture(params=["this node", "another"])
+def anywhere(request: pytest.FixtureRequest, through_sh: Shell) -> Shell:
+    return through_sh if request.param == "another" else Shell("here", ())
+
+
+@both_ways
+def test_a_compressed_transfer_passes_every_byte_and_counts_both(tmp_path: Path) -> None:
+    data = os.urandom(1_500_000) + bytes(1_500_000)
+    (tmp_path / "in").write_bytes(data)
+    receiver = sh(f"gzip -dc > '{tmp_path}/out'")
+    done = move([("cat", str(tmp_path / "in"))], receiver, compress=GZIP)
+    assert (done.failed, (tmp_path / "out").read_bytes() == data) == ((), True)
+    assert (done.size_bytes, 1_500_000 < done.link_bytes < 1_600_000) == (3_000_000, True)
+
+
+def test_without_a_compressor_the_link_carries_what_was_sent() -> None:
+    done = move([("printf", "abc"), ("printf", "de")], sh("cat >/dev/null"))
+    assert (done.size_bytes, done.link_bytes) == (5, 5)
+
+
+def test_compressed_streams_of_several_senders_are_expanded_in_turn(anywhere: Shell) -> None:
+    commands = [sh(f"head -c 3; echo {number}; exit {number}") for number in (0, 1)]
+    receiver = anywhere.data_words(commands, [GUNZIP])
+    done = move([("printf", "abc"), ("printf", "def")], receiver, compress=GZIP)
+    # gzip reads ahead for nobody: head takes its three bytes, and leaves the rest in the pipe.
+    assert [(one.status, one.stderr) for one in done.failed] == [(1, "abc0\ndef1")]
+
+
+@both_ways
+def test_a_compressor_that_dies_ends_the_transfer_and_is_named() -> None:
+    began = time.monotonic()
+    dying = sh("head -c 100000; echo out of memory >&2; exit 7")
+    done = move([("cat", "/dev/zero")], sh("cat >/dev/null"), compress=dying)
+    assert time.monotonic() - began < 20
+    assert [(one.status, one.stderr) for one in done.failed] == [
+        (7, "out of memory"),
+        (-signal.SIGPIPE, ""),
+    ]
+
+
+def test_a_compressor_that_dies_while_the_sender_is_silent_ends_the_transfer() -> None:
+    sender = sh("printf data; sleep 1; exec yes")
+    done = move([sender], sh("cat >/dev/null"), compress=sh("exit 7"))
+    assert [one.status for one in done.failed] == [7, -signal.SIGPIPE]
+
+
+def test_a_missing_compressor_is_no_answer_and_ends_the_others(tmp_path: Path) -> None:
+    receiver = sh(f"echo $$ > {tmp_path}/pid; cat; sleep 60")
+    with pytest.raises(NoAnswer, match="there is no program no-such-zip"):
+        move([sh("sleep 60")], receiver, compress=("no-such-zip",))
+    wait_for(tmp_path / "pid")
+    assert is_gone(tmp_path / "pid")
+
+
+@both_ways
+def test_a_stream_that_stalls_before_its_compressor_is_stalled(tmp_path: Path) -> None:
+    compress = sh(f"echo $$ > {tmp_path}/pid; exec gzip -c")
+    with pytest.raises(Stalled, match="no byte for 1 s after 4 bytes"):
+        move([sh("printf data; exec sleep 60")], sh("cat >/dev/null"), 1, compress=compress)
+    assert is_gone(tmp_path / "pid")
+
+
+def test_a_receiver_that_takes_nothing_stalls_a_compressed_transfer() -> None:
+    with pytest.raises(Stalled):
+        move([("cat", "/dev/urandom")], sh("exec sleep 60"), 1, compress=GZIP)
+
+
+def test_a_compressor_that_hangs_at_its_end_is_a_stall() -> None:
+    with pytest.raises(Stalled, match="after 4 bytes"):
+        move([("printf", "data")], sh("cat >/dev/null"), 1, compress=sh("cat; sleep 60"))
+
+
+def test_a_feeder_that_fails_is_named_though_the_receiver_did_well(anywhere: Shell) -> None:
+    feeders = [sh("cat; echo first words >&2; echo 'bad * crc' >&2; exit 5"), ("cat",)]
+    done = move([("printf", "data")], anywhere.data_words([sh("cat; exit 0")], feeders))
+    assert done.stages[-1].status == 0
+    assert [(one.status, one.stderr) for one in done.failed] == [(5, "first words bad * crc")]
+
+
+def test_a_feeder_that_is_killed_is_named(anywhere: Shell) -> None:
+    done = move([("printf", "data")], anywhere.data_words([("cat",)], [sh("kill -9 $$")]))
+    assert [one.status for one in done.failed] == [128 + signal.SIGKILL]
+
+
+def test_the_receiver_is_named_before_the_feeders_that_it_broke(anywhere: Shell) -> None:
+    broken = sh("echo no space >&2; exit 3")
+    done = move([sh("yes")], anywhere.data_words([broken], [("cat",)]))
+    assert [(one.status, one.stderr) for one in done.failed[:2]] == [
+        (3, "no space"),
+        (128 + signal.SIGPIPE, ""),
+    ]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_word_goes_through_the_feeders(anywhere: Shell, word: str) -> None:
+    say = ("sh", "-c", 'cat; printf "%s|" "$@"; exit 1', "sh", "a", word, "z")
+    done = move([("printf", "data")], anywhere.data_words([say], [(*sh("cat"), "sh", word)]))
+    shown = f"dataa|{word}|z|".splitlines()
+    assert done.stages[-1].stderr.splitlines() == [line for line in shown if line.strip()]
+
+
+def test_a_fed_receiver_is_shown_as_the_pipe_that_it_is(anywhere: Shell) -> None:
+    feeders = [("sed", "s/a/b  c/"), ("tr", "d", "\\")]
+    commands = [("sh", "-c", "head -c 3"), ("sh", "-c", "cat; exit 3")]
+    done = move([("true",)], anywhere.data_words(commands, feeders))
+    shown = ["sh", "-c", done.stages[-1].command]
+    again = subprocess.run(shown, check=False, input="ad", capture_output=True, text=True)
+    assert (again.returncode, again.stdout) == (3, "b  c\\")
+    assert ("failed" in shown[-1], "sleep" in shown[-1]) == (False, False)
+
+
+def test_a_pipe_is_shown_as_it_can_be_pasted() -> None:
+    shown = Shell("osol2", ("ssh",)).shown(("zstd", "-d"), ("zfs", "receive", "a b"))
+    assert shlex.split(shown) == ["ssh", "osol2", "zstd -d | zfs receive 'a b'"]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_login_shell_takes_the_command_of_a_fed_receiver(shell: str) -> None:
+    words = Shell("osol2", ("ssh",)).data_words([("cat",)], [("cat",), GUNZIP])
+    packed = subprocess.run(GZIP, check=True, input=b"aha", capture_output=True).stdout
+    done = subprocess.run([shell, "-c", words[-1]], check=False, input=packed, capture_output=True)
+    assert (done.returncode, done.stdout.strip()) == (0, b"aha")
+
+
+def test_the_command_of_a_fed_receiver_is_one_line_as_csh_wants_it() -> None:
+    words = Shell("osol2", ("ssh",)).data_words([("cat",)], [GUNZIP])
+    assert "\n" not in words[-1]
+
+
+@both_ways
+def test_a_rate_limit_holds_for_what_the_link_carries() -> None:
+    rate = 4 << 20
+    began = time.monotonic()
+    done = move([("head", "-c", "2097152", "/dev/zero")], sh("cat >/dev/null"), rate_limit=rate)
+    assert (done.size_bytes, time.monotonic() - began > 0.45) == (2 << 20, True)
+    began = time.monotonic()
+    fast = move(
+        [("head", "-c", "33554432", "/dev/zero")],
+        sh("cat >/dev/null"),
+        rate_limit=rate,
+        compress=GZIP,
+    )
+    assert fast.link_bytes < fast.size_bytes / 100
+    assert time.monotonic() - began < fast.size_bytes / rate / 2
+
+
+def test_waiting_for_the_rate_is_no_stall() -> None:
+    done = move([("head", "-c", "3000", "/dev/zero")], sh("cat >/dev/null"), 1, rate_limit=1024)
+    assert done.failed == ()
+
+
+def test_a_limited_receiver_that_dies_ends_the_transfer() -> None:
+    done = move([("cat", "/dev/zero")], sh("head -c 1000 >/dev/null; exit 4"), rate_limit=1 << 20)
+    assert done.failed[0].status == 4
+
+
+def test_the_bytes_are_told_over_all_senders() -> None:
+    told: list[int] = []
+    move([("printf", "abc"), ("printf", "de")], sh("cat >/dev/null"), tell=told.append)
+    assert (told[-1], told == sorted(told)) == (5, True)
 
 
 # --- the process ------------------------------------------------------------------------------
