@@ -34,7 +34,7 @@ LAYERS = (
     },
     {
         "check_zfs_sync.__main__",
-        *(f"zfs_sync_agent.{name}" for name in ("pipe", "transport", "zfs")),
+        *(f"zfs_sync_agent.{name}" for name in ("pipe", "progress", "transport", "zfs")),
     },
     {"zfs_sync_agent.pairing"},
     {"zfs_sync_agent.rotating"},

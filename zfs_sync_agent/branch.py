@@ -6,7 +6,7 @@ nothing on the source.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import judge, observe, pairing, pipe, plan, rotating, zfs
@@ -32,6 +32,7 @@ from zfs_sync_agent.model import (
     parse_nodes,
 )
 from zfs_sync_agent.observe import Side
+from zfs_sync_agent.progress import Progress
 from zfs_sync_agent.transport import SSH_FAILED, Passage, Transfer, quote, transfer
 
 _MODIFIED = re.compile(r"destination (?P<name>.+?) has been\s+modified", re.DOTALL)
@@ -53,6 +54,7 @@ class Context:
     names: Names
     info: Log
     warn: Log
+    progress: Progress = field(default_factory=Progress)
 
 
 def shown_pipe(send: Sequence[str], way: pipe.Pipe, side: Side, into: Sequence[str]) -> str:
@@ -437,9 +439,11 @@ class Branch:
             context.info(f"{node}: about {size} bytes to send")
         receive = self.side.shell.data_words([self.side.words(argv) for argv in into], way.feeders)
         self.may_hold_goal = True
-        passage = Passage(resource.stall_timeout, way.compress, resource.rate_limit)
+        label = f"{context.who.service}/{context.who.rid} to {node}"
         try:
-            done = transfer(send, receive, self.side.shell.fds, passage)
+            with context.progress.stream(label, size) as tell:
+                passage = Passage(resource.stall_timeout, way.compress, resource.rate_limit, tell)
+                done = transfer(send, receive, self.side.shell.fds, passage)
         except SyncError as error:
             return error
         self.size_bytes += done.size_bytes

@@ -18,7 +18,7 @@ from typing import NoReturn
 from check_zfs_sync import __version__
 from check_zfs_sync.service import Service, SyncResource, Target, load_services, metrics_file
 from check_zfs_sync.statefile import State, TargetState
-from zfs_sync_agent import forget, init, metrics, record, status, transport
+from zfs_sync_agent import forget, init, metrics, progress, record, status, transport
 from zfs_sync_agent.branch import Context
 from zfs_sync_agent.errors import (
     EXIT_FAILED,
@@ -78,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="actions:\n"
         + "\n".join(f"  {name:<11} {text}" for name, text in ACTIONS.items())
-        + "\n\nexit status: 0 in sync, 1 a target failed (the next run retries), 2 usage or"
+        + "\n\nWhere standard error is a terminal, transfers show their progress there."
+        "\n\nexit status: 0 in sync, 1 a target failed (the next run retries), 2 usage or"
         "\nconfiguration, 3 a broken chain or a refusal: a person must act. See zfs_sync_agent(8).",
     )
     add = parser.add_argument
@@ -105,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = build_parser().parse_intermixed_args(argv)
     try:
         _handle_signals()
-        _log_to(args.verbose)
+        args.progress = progress.on(sys.stderr)
+        _log_to(args.verbose, args.progress)
         transport.extend_path()
         code = run(args)
     except Interrupted as interrupted:
@@ -314,6 +316,7 @@ def _run(
         Names(resource.snap_prefix),
         info=lambda text: LOG.info("%s - INFO - %s", prefix, text),
         warn=lambda text: LOG.warning("%s - WARNING - %s", prefix, text),
+        progress=args.progress,
     )
     settings = Settings(
         nodename=resource.nodename,
@@ -442,8 +445,8 @@ class _Syslog(logging.handlers.SysLogHandler):
     priority_map = {**logging.handlers.SysLogHandler.priority_map, "ALERT": "alert"}  # noqa: RUF012 - as in the class above it
 
 
-def _log_to(verbose: bool) -> None:
-    """Send the log to syslog; with -v to stderr too."""
+def _log_to(verbose: bool, below: progress.Progress | None = None) -> None:
+    """Send the log to syslog; with -v to stderr too, above what is shown there of transfers."""
     logging.addLevelName(ALERT, "ALERT")
     logging.raiseExceptions = False  # a syslog that is down is no traceback in cron's mail
     LOG.setLevel(logging.INFO)
@@ -457,7 +460,11 @@ def _log_to(verbose: bool) -> None:
             syslog.ident = f"zfs_sync_agent[{os.getpid()}]: "
             LOG.addHandler(syslog)
     if verbose:
-        shown = logging.StreamHandler()
+        shown = (
+            logging.StreamHandler(below)
+            if isinstance(below, progress.OnTerminal)
+            else logging.StreamHandler()
+        )
         shown.setFormatter(logging.Formatter("* %(message)s"))
         LOG.addHandler(shown)
     if not LOG.handlers:

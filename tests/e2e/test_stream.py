@@ -11,12 +11,14 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import OSOL1, OSOL2, TO_LOCAL
+from tests.e2e.test_resume import PART, WHOLE, assert_the_rest_was_sent, cut_after, token
 from tests.e2e.world import OK, World, ended, workers
 from tests.lab import Node
 from tests.lab.process import eventually
@@ -248,3 +250,86 @@ def test_a_receive_that_hangs_is_found_behind_a_full_buffer(world: World) -> Non
     world.target.path(GO_ON).touch()
     assert_all_ended(world)
     assert_mended_by_the_next_run(world)
+
+
+@pytest.mark.needs("resume")
+def test_a_compressed_stream_that_was_cut_goes_on_where_it_stopped(one_target: World) -> None:
+    world = one_target
+    world.add_keys("compress = zstd", "buffer = 1M")
+    world.sync()
+    world.source.write(f"{world.src}/b", "large", os.urandom(WHOLE))
+    cut_after(world, PART)
+    assert token(world, "/b") != "-"
+    world.watch(*PROGRAMS)
+    world.sync()
+    assert world.sends()[0][1] == "-t"
+    assert_the_rest_was_sent(world)
+    assert len(world.source.calls("zstd")) == len(world.sends())
+    world.assert_equal()
+    world.assert_tidy(world.target)
+    world.assert_check(OK)
+
+
+def drawn(terminal: int) -> str:
+    """Return what was written to a terminal whose other end is closed."""
+    parts = []
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while part := os.read(terminal, 1 << 16):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
+def test_the_rate_limit_holds_and_a_terminal_shows_the_progress(one_target: World) -> None:
+    world, rate, size = one_target, 2 << 20, 12 << 20
+    world.add_keys("rate_limit = 2M")
+    world.sync()
+    world.source.write(world.src, "large", os.urandom(size))
+    timed = '{ dd bs=64k iflag=fullblock 2>/run/zfs_sync/dd; } | "$0" "$@"'
+    world.target.fault("zfs", ["receive", "-d"], timed, when="instead")
+    ours, theirs = os.openpty()
+    running = world.source.popen(
+        world.source.python("zfs_sync_agent", "-v", "syncupdate"),
+        env={"TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    text = drawn(ours)
+    os.close(ours)
+    assert running.wait(timeout=60) == 0, text
+
+    told = world.target.path("/run/zfs_sync/dd").read_text()
+    moved, seconds = re.findall(r"^(\d+) bytes .* copied, ([\d.]+) s", told, re.MULTILINE)[0]
+    assert int(moved) > size
+    assert float(seconds) > 4
+    assert 0.9 < int(moved) / float(seconds) / rate < 1.1, told
+
+    label = f"{world.service}/{world.rid} to {world.target.name}: "
+    lines = re.split(r"\r?\n", text)
+    running_lines = [line for line in lines if re.search(rf"{re.escape(label)}.*/s", line)]
+    assert len(running_lines) > 5
+    assert re.search(rf"{re.escape(label)}[\d.]+M( of 1[\d.]+M)?, [\d.]+M/s", running_lines[3])
+    if f"{world.target.name}: about " in world.log():
+        assert re.search(r", \d+%, 0:0\d left", running_lines[5])
+    # Each line but the first takes the place of the one before it, and the log goes above them.
+    assert all(line.startswith("\x1b[1A\r\x1b[J") for line in running_lines[1:])
+    assert re.fullmatch(rf".*{re.escape(label)}12\.\d+M in 0:0\d, [\d.]+M/s", running_lines[-1])
+    assert lines[-1] == ""
+    assert all("\x1b" not in line for line in lines if line.startswith("* "))
+    world.assert_equal()
+
+
+def test_without_a_terminal_nothing_is_shown(world: World) -> None:
+    pipe = subprocess.PIPE
+    running = world.source.popen(
+        world.source.python("zfs_sync_agent", "syncupdate"),
+        env={"TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+    )
+    assert ended(running) == ("", "")
+    size = re.findall(r" (\d+) bytes \(\d+ by zstd\), (\d+) s", world.log())[-1]
+    assert int(size[0]) > SIZE
+    world.assert_equal()
