@@ -56,8 +56,11 @@ class Meter:
         """Take note of the bytes that were moved so far."""
         self.moved = moved
 
-    def line(self, now: float) -> str:
-        """Return bytes, rate, and, as far as it can be foretold, percent and the time left."""
+    def line(self, now: float, columns: int = 80) -> str:
+        """Return bytes, rate, and, as far as it can be foretold, percent and the time left.
+
+        Where it is too wide, the label is cut: the figures are what is looked at.
+        """
         since, before = self._recent[0]
         rate = (self.moved - before) / max(now - since, 0.001)
         self._recent.append((now, self.moved))
@@ -67,7 +70,8 @@ class Meter:
             parts.append(f"{min(99, 100 * self.moved // self.expected)}%")  # it has not ended
             if rate >= 1 and self.moved < self.expected:
                 parts.append(f"{duration((self.expected - self.moved) / rate)} left")
-        return f"{self.label}: {', '.join(parts)}"
+        figures = f": {', '.join(parts)}"
+        return f"{self.label[: max(0, columns - len(figures))]}{figures}"[:columns]
 
     def last_line(self, now: float) -> str:
         """Return what stays: the bytes, how long they took, and the mean rate."""
@@ -136,11 +140,13 @@ class OnTerminal(Progress):
         """Put the lines anew, in one write, so that nothing comes between."""
         now = time.monotonic()
         columns, rows = self._size()
-        lines = [one.line(now) for one in self._running if self._is_shown(one, now)][: rows - 1]
+        shown = [one for one in self._running if self._is_shown(one, now)][: rows - 1]
+        # A line that fills the last column would be two on some terminals.
+        lines = [one.line(now, columns - 1) for one in shown]
         if not (above or lines or self._drawn):
             return
         back = f"\x1b[{self._drawn}A\r\x1b[J" if self._drawn else ""
-        text = "".join(f"{line[: columns - 1]}\n" for line in lines)
+        text = "".join(f"{line}\n" for line in lines)
         with contextlib.suppress(OSError, ValueError):  # a terminal that was closed
             self._terminal.write(f"{back}{above}{text}")
             self._terminal.flush()

@@ -7,11 +7,14 @@ left behind is mended by the next one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
 import signal
+import struct
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,7 +258,8 @@ def test_a_receive_that_hangs_is_found_behind_a_full_buffer(world: World) -> Non
 @pytest.mark.needs("resume")
 def test_a_compressed_stream_that_was_cut_goes_on_where_it_stopped(one_target: World) -> None:
     world = one_target
-    world.add_keys("compress = zstd", "buffer = 1M")
+    # zstd and lz4 hold back megabytes while the sender is silent.
+    world.add_keys("compress = gzip", "buffer = 1M")
     world.sync()
     world.source.write(f"{world.src}/b", "large", os.urandom(WHOLE))
     cut_after(world, PART)
@@ -264,7 +268,7 @@ def test_a_compressed_stream_that_was_cut_goes_on_where_it_stopped(one_target: W
     world.sync()
     assert world.sends()[0][1] == "-t"
     assert_the_rest_was_sent(world)
-    assert len(world.source.calls("zstd")) == len(world.sends())
+    assert len(world.source.calls("gzip")) == len(world.sends())
     world.assert_equal()
     world.assert_tidy(world.target)
     world.assert_check(OK)
@@ -287,6 +291,7 @@ def test_the_rate_limit_holds_and_a_terminal_shows_the_progress(one_target: Worl
     timed = '{ dd bs=64k iflag=fullblock 2>/run/zfs_sync/dd; } | "$0" "$@"'
     world.target.fault("zfs", ["receive", "-d"], timed, when="instead")
     ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 120, 0, 0))
     running = world.source.popen(
         world.source.python("zfs_sync_agent", "-v", "syncupdate"),
         env={"TERM": "xterm"},

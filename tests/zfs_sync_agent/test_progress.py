@@ -59,6 +59,12 @@ def test_a_line_has_bytes_rate_percent_and_the_time_left() -> None:
     assert meter.line(5) == f"{LABEL}: 25.0M of 100M, 5.0M/s, 25%, 0:15 left"
 
 
+def test_a_label_gives_way_to_the_figures() -> None:
+    meter = Meter("z3.opensvc.com/sync#1 to osol2.opensvc.com", 100 * MIB, 0)
+    meter.tell(25 * MIB)
+    assert meter.line(5, 60) == "z3.opensvc.com/sync#1: 25.0M of 100M, 5.0M/s, 25%, 0:15 left"
+
+
 def test_a_line_without_an_estimate_has_bytes_and_rate() -> None:
     meter = Meter(LABEL, None, 0)
     meter.tell(25 * MIB)
