@@ -578,7 +578,7 @@ def test_a_feeder_that_fails_is_named_though_the_receiver_did_well(anywhere: She
 
 
 def test_a_feeder_that_is_killed_is_named(anywhere: Shell) -> None:
-    done = move([("printf", "data")], anywhere.data_words([("cat",)], [sh("kill -9 $$")]))
+    done = move([("printf", "data")], anywhere.data_words([("cat",)], [sh("cat; kill -9 $$")]))
     assert [one.status for one in done.failed] == [128 + signal.SIGKILL]
 
 
