@@ -95,7 +95,7 @@ class Command:
             kind, data = frame
             if sink is None:
                 continue
-            with contextlib.suppress(OSError):  # it does not read any more
+            with contextlib.suppress(OSError, ValueError):  # it has ended, or been killed
                 if kind == b"I":
                     sink.write(data)
                     continue
@@ -103,9 +103,6 @@ class Command:
                 sink.close()
             sink = None
         self.kill()
-        if sink is not None:
-            with contextlib.suppress(OSError):
-                sink.close()
 
     def frame(self) -> tuple[bytes, bytes] | None:
         """Return the next frame; None at the client's end."""
@@ -132,10 +129,19 @@ class Command:
         return bool(poll.poll(0))
 
     def kill(self) -> None:
-        """End the command and wait for it."""
-        if self.child is not None and self.child.poll() is None:
+        """End the command and wait for it.
+
+        A zfs receive was seen to sleep on with SIGKILL pending, in its read of a pipe: it needs the
+        end of its input, too, which a client that was killed would have given it.
+        """
+        if self.child is None:
+            return
+        if self.child.poll() is None:
             self.kill_group()
-            self.child.wait()
+        if self.child.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.child.stdin.close()
+        self.child.wait()
 
     def kill_group(self) -> None:
         """End the command and what it started."""
