@@ -442,7 +442,13 @@ class Branch:
         label = f"{context.who.service}/{context.who.rid} to {node}"
         try:
             with context.progress.stream(label, size) as tell:
-                passage = Passage(resource.stall_timeout, way.compress, resource.rate_limit, tell)
+                passage = Passage(
+                    resource.stall_timeout,
+                    way.compress,
+                    resource.rate_limit,
+                    tell,
+                    self.side.shell.take_data(),
+                )
                 done = transfer(send, receive, self.side.shell.fds, passage)
         except SyncError as error:
             return error

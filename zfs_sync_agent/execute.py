@@ -186,9 +186,8 @@ class Run:
         return [Outcome(worker.node, self.dst, worker.error) for worker in self.workers]
 
     def _go(self) -> None:
-        for worker in self.workers:  # the handshakes go on while the source is read
-            with contextlib.suppress(NoAnswer):
-                worker.side.shell.open()
+        # The handshakes go on while the source is read.
+        self._connect(lambda shell: shell.open())
         try:
             source = self._observe_source()
         except SyncError as error:
@@ -203,6 +202,9 @@ class Run:
             self.context.warn("only_if passes on a standby: this node becomes the source")
             self._take_over(source)
             source = self._observe_source()
+        if not (self.settings.dry_run or self.resource.skip_unchanged):
+            # What will be sent does not have to wait for it.
+            self._connect(lambda shell: shell.open_data())
         try:
             self._each(self.workers, lambda worker: self._observe(worker, source))
             for worker in self.workers:
@@ -214,6 +216,12 @@ class Run:
             self._fail_all(error)
         else:
             self._record_failures()
+
+    def _connect(self, begin: Callable[[Shell], None]) -> None:
+        """Begin to connect to every target; the first command tells of one that does not answer."""
+        for worker in self.workers:
+            with contextlib.suppress(NoAnswer):
+                begin(worker.side.shell)
 
     def _synchronize(self, source: SourceView) -> None:
         prepared = self._prepare(source)

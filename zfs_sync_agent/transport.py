@@ -72,6 +72,11 @@ _BEATING = quote(
 )
 
 
+# The remote side of a data connection that was made before its command was known. Of a line that is
+# cut, `read` says so, and nothing of it is run.
+_AWAITING = quote(("sh", "-c", 'IFS= read -r it && eval "$it"'))
+
+
 # What feeds a receive stands before it in a pipe: "$0" is the receive, the arguments are the rest.
 # POSIX's sh tells the status of the last stage only. One before it that failed is told on stderr,
 # behind all that was said, by a line with its status, its command and its words. It is one line,
@@ -232,6 +237,7 @@ class Shell:
         self._pending = b""
         self._dead: NoAnswer | None = None
         self._answered = False
+        self._data: DataConnection | None = None
 
     def open(self) -> None:
         """Start to connect; the handshake goes on while the caller does something else."""
@@ -242,8 +248,20 @@ class Shell:
         os.set_blocking(self._child.stderr.fileno(), False)
         self._send(f"PATH=$PATH:{SBIN}; export PATH; LC_ALL=C; export LC_ALL\n".encode())
 
+    def open_data(self) -> None:
+        """Start to connect for a transfer, too, whatever it will be."""
+        if self.ssh:
+            self._data = DataConnection(self._ssh_words(_AWAITING), self.fds)
+
+    def take_data(self) -> "DataConnection | None":
+        """Return the connection that was made for a transfer, once; it is the caller's then."""
+        taken, self._data = self._data, None
+        return taken
+
     def close(self) -> None:
         """Let the remote sh see the end of its input, and end what does not."""
+        if (unused := self.take_data()) is not None:
+            unused.close()
         if self._child is None:
             return
         for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
@@ -407,6 +425,7 @@ class Passage:
     compress: Words = ()
     rate_limit: int | None = None
     tell: Callable[[int], None] = _to_nobody
+    connection: "DataConnection | None" = None  # one that was made before; it is used up
 
 
 def transfer(
@@ -425,7 +444,7 @@ def transfer(
     size = link_size = 0
     stages: list[Stage] = []
     bucket = _Bucket(passage.rate_limit) if passage.rate_limit else None
-    with _started(receiver, fds, stdin=subprocess.PIPE) as (receive, receive_err):
+    with _receiving(receiver, fds, passage.connection) as (receive, receive_err):
         for words in senders:
             pipe = (words, passage.compress) if passage.compress else (words,)
             with contextlib.ExitStack() as stack:
@@ -446,6 +465,15 @@ def transfer(
         _close(receive.stdin)
         last, feeders = _without_feeders(_stage(receiver, receive, receive_err))
     return Transfer(size, (*stages, last), link_size, feeders)
+
+
+def _receiving(
+    receiver: Words, fds: Sequence[int], connection: "DataConnection | None"
+) -> contextlib.AbstractContextManager[tuple[Any, IO[bytes]]]:
+    """Start a receiver, over the connection that was made for it, if there is one."""
+    if connection is not None:
+        return connection.run(receiver[-1])
+    return _started(receiver, fds, stdin=subprocess.PIPE)
 
 
 def _pipe(
@@ -475,6 +503,29 @@ def _started(words: Words, fds: Sequence[int], **streams: Any) -> Iterator[tuple
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(timeout=30)  # one that sudo runs ends by its closed pipes, or not at all
             children.forget(child)
+
+
+class DataConnection:
+    """An ssh that is told later what to run there, so that nobody waits for its handshake."""
+
+    def __init__(self, words: Words, fds: Sequence[int]) -> None:
+        self._held = contextlib.ExitStack()
+        started = _started(words, fds, stdin=subprocess.PIPE)
+        self._child, self._err = self._held.enter_context(started)
+
+    @contextlib.contextmanager
+    def run(self, command: str) -> Iterator[tuple[Any, IO[bytes]]]:
+        """Run it there; what is written to the child after that is its input."""
+        with self._held.pop_all():
+            with contextlib.suppress(BrokenPipeError):  # its exit status says what happened
+                self._child.stdin.write(f"{command}\n".encode())
+                self._child.stdin.flush()
+            yield self._child, self._err
+
+    def close(self) -> None:
+        """End one that was not needed."""
+        kill_group(self._child)
+        self._held.close()
 
 
 def _close(stream: IO[bytes] | None) -> None:

@@ -493,6 +493,68 @@ def test_a_failed_ssh_is_shown_without_the_shell_that_keeps_the_lock() -> None:
     assert done.failed[0].command.startswith("false -o BatchMode=yes")
 
 
+# --- a data connection that is made before its command is known ----------------------------------
+
+
+def test_a_connection_made_before_runs_the_command_and_passes_every_byte(
+    through_sh: Shell, tmp_path: Path
+) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "in").write_bytes(data)
+    receive = through_sh.data_words([sh(f"cat > '{tmp_path}/a  \\n b'; echo torn >&2; exit 3")])
+    through_sh.open_data()
+    made = through_sh.take_data()
+    assert made is not None
+    done = move([("cat", str(tmp_path / "in"))], receive, connection=made)
+    assert (tmp_path / "a  \\n b").read_bytes() == data
+    assert [(one.status, one.stderr) for one in done.failed] == [(3, "torn")]
+    assert done.failed[0].command == transport._pasteable(receive)
+    assert through_sh.take_data() is None
+
+
+def test_a_connection_made_before_takes_a_command_that_no_pipe_holds(through_sh: Shell) -> None:
+    receive = through_sh.data_words([("sh", "-c", "cat; exit $#", "sh", *(["word"] * 20_000))])
+    through_sh.open_data()
+    done = move([("printf", "data")], receive, connection=through_sh.take_data())
+    assert [(one.status, one.stderr) for one in done.failed] == [(20_000 % 256, "data")]
+
+
+def test_of_a_command_that_is_cut_on_its_way_nothing_is_run(
+    through_sh: Shell, tmp_path: Path
+) -> None:
+    words = through_sh._ssh_words(transport._AWAITING)
+    for line, ran in ((f"touch {tmp_path}/ran", False), (f"touch {tmp_path}/ran\n", True)):
+        done = subprocess.run(words, check=False, input=line, text=True, capture_output=True)
+        assert ((done.returncode == 0), (tmp_path / "ran").exists()) == (ran, ran)
+        assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_connection_that_nobody_needed_is_ended_with_the_shell(through_sh: Shell) -> None:
+    through_sh.open_data()
+    (made,) = transport.children._running
+    through_sh.close()
+    assert made.poll() is not None
+    assert not transport.children._running
+
+
+def test_a_connection_that_failed_meanwhile_is_told_as_one_that_is_made_for_the_transfer() -> None:
+    broken = Shell("osol2", ("sh", "-c", "echo no route >&2; exit 255"))
+    broken.open_data()
+    (child,) = transport.children._running
+    child.wait()
+    made = broken.take_data()
+    receive = broken.data_words([("zfs", "receive", "d")])
+    before, later = (move([("echo",)], receive, connection=one).failed for one in (made, None))
+    assert (before[0].status, before[0].stderr) == (255, "no route")
+    assert before[0] == later[0]
+
+
+def test_to_this_node_itself_no_connection_is_made() -> None:
+    here = Shell("here", ())
+    here.open_data()
+    assert here.take_data() is None
+
+
 # --- a transfer through other programs ---------------------------------------------------------
 
 GZIP, GUNZIP = ("gzip", "-c"), ("gzip", "-d", "-c")
