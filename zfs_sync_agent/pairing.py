@@ -121,10 +121,11 @@ def unclear(source: Tree, target: Tree, who: Identity) -> tuple[list[str], list[
             lone_source.append(name)
         if common is None and not twin.complete:
             lone_target.append(twin_name)
+    taken = set(pairs.values())
     lone_target += [
         dataset.name
         for dataset in target.datasets.values()
-        if dataset.name not in set(pairs.values()) and not dataset.complete
+        if dataset.name not in taken and not dataset.complete
     ]
     # A lone target dataset may be one that the source renamed: then only the source's other
     # snapshots tell.
