@@ -200,11 +200,12 @@ def _single_streams(
     source: Tree, target: TargetView, resource: SyncResource, lacking: list[Stand], goal: str
 ) -> tuple[zfs.Stream, ...]:
     pairs = pairing.pair(source, target.tree) if target.tree else {}
+    guids = source.guids(goal)
     streams = []
     for stand in lacking:
         place = stand.target
         if place is None:
-            place = _place(stand.relative, pairs, target.tree, source.guids(goal))
+            place = _place(stand.relative, pairs, target.tree, guids)
         pairs[stand.relative] = place
         into = f"{target.dst}/{place}" if place else target.dst
         base = stand.common.name if stand.common else None
@@ -259,7 +260,7 @@ def _name_clashes(
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
-    known = rotating.snapshots_by_guid(source.tree)
+    known = rotating.ages(source.tree)
     changes = []
     for stand in lacking:
         if stand.target is None or stand.common is None:
@@ -306,7 +307,7 @@ def _check_sent_is_ours(
 ) -> None:
     """Raise Refused where somebody's @sent would keep a rotation from its end."""
     assert target.tree is not None  # noqa: S101 - the caller branches on it
-    known = rotating.snapshots_by_guid(source.tree)
+    known = rotating.ages(source.tree)
     for stand in found:
         if stand.target is None or stand.common is None:
             continue

@@ -4,6 +4,7 @@ It is pure. The order of the commands is such that a kill between any two leaves
 the next run goes on, and no snapshot that is needed or of which nobody knows.
 """
 
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -30,21 +31,20 @@ class Listing:
     def __init__(self, tree: Tree, *, recursive: bool) -> None:
         self.tree = tree
         self.recursive = recursive
-        self.held = {
-            name: {snap.name: snap.guid for snap in dataset.snapshots.values()}
-            for name, dataset in tree.datasets.items()
-        }
+        self.holders: defaultdict[str, set[str]] = defaultdict(set)
+        for name, dataset in tree.datasets.items():
+            for snapshot in dataset.snapshots:
+                self.holders[snapshot].add(name)
 
     def _is_whole(self, snapshot: str, datasets: set[str]) -> bool:
         """-r is right only where it hits these alone: it would take a foreign child's @sent."""
-        holders = {name for name, held in self.held.items() if snapshot in held}
-        return self.recursive and ROOT in datasets and holders == datasets
+        return self.recursive and ROOT in datasets and self.holders[snapshot] == datasets
 
     def rename(self, old: str, new: str, datasets: set[str]) -> list[zfs.Change]:
         """Return what renames a snapshot of these datasets."""
         whole = self._is_whole(old, datasets)
-        for name in datasets:
-            self.held[name][new] = self.held[name].pop(old)
+        self.holders[old] = self.holders[old] - datasets
+        self.holders[new] = self.holders[new] | datasets
         if whole:
             return [zfs.rename_snapshot(self.tree.root, old, new, recursive=True)]
         return [
@@ -55,8 +55,7 @@ class Listing:
     def destroy(self, snapshot: str, datasets: set[str]) -> list[zfs.Change]:
         """Return what destroys a snapshot of these datasets."""
         whole = self._is_whole(snapshot, datasets)
-        for name in datasets:
-            del self.held[name][snapshot]
+        self.holders[snapshot] = self.holders[snapshot] - datasets
         if whole:
             return [zfs.destroy_snapshot(self.tree.root, snapshot, recursive=True)]
         return [
@@ -95,7 +94,7 @@ def half_rotated(
         )
     }
     intents = {names.tosend, names.tosend_for(target.node)}
-    known = snapshots_by_guid(source)
+    known = ages(source)
 
     def is_cut(twin: Dataset, guid: str) -> bool:
         held = twin.by_guid(guid)
@@ -110,7 +109,7 @@ def half_rotated(
     if not cut or not (target.mark or target.follows):
         return ()
     listing = Listing(target.tree, recursive=resource.recursive)
-    return _rotate_to(listing, source, want, who, names).changes
+    return _rotate_to(listing, known, want, who, names).changes
 
 
 def rotate_target(
@@ -131,32 +130,43 @@ def rotate_target(
     }
     names = Names(resource.snap_prefix)
     listing = Listing(tree, recursive=resource.recursive)
-    known = snapshots_by_guid(source)
+    known = ages(source)
     aside: list[zfs.Change] = []
     for name, dataset in tree.datasets.items():
         if resource.recursive and name not in want and pairing.is_ours(dataset, who):
             aside += _set_aside(listing, dataset, names, source, known)
-    rotation = _rotate_to(listing, source, want, who, names)
+    rotation = _rotate_to(listing, known, want, who, names)
     return Rotation(rotation.marks, (*aside, *rotation.changes))
 
 
-def snapshots_by_guid(source: Tree) -> dict[str, Snapshot]:
-    """Return all snapshots of a tree by guid."""
-    return {s.guid: s for d in source.datasets.values() for s in d.snapshots.values()}
+def ages(source: Tree) -> dict[str, tuple[int, int]]:
+    """Return the guids of all snapshots of a tree, each with its order among the others."""
+    one: dict[tuple[int, int], tuple[int, int]] = {}  # what -r takes is of one age
+    return {
+        snap.guid: one.setdefault(snap.order, snap.order)
+        for dataset in source.datasets.values()
+        for snap in dataset.snapshots.values()
+    }
 
 
 def _rotate_to(
-    listing: Listing, source: Tree, want: Mapping[str, str], who: Identity, names: Names
+    listing: Listing,
+    known: Mapping[str, tuple[int, int]],
+    want: Mapping[str, str],
+    who: Identity,
+    names: Names,
 ) -> Rotation:
-    """Return what makes the snapshot with the wanted guid @sent, per dataset of the target."""
+    """Return what makes the snapshot with the wanted guid @sent, per dataset of the target.
+
+    `known` are the ages of the source's.
+    """
     tree = listing.tree
-    known = snapshots_by_guid(source)
     changes: list[zfs.Change] = []
     own: dict[str, set[str]] = {}
     for name, guid in want.items():
         for snap in tree.datasets[name].snapshots.values():
             mine = snap.rid is not None or snap.guid in known
-            newer = snap.guid in known and known[snap.guid].order > known[guid].order
+            newer = snap.guid in known and known[snap.guid] > known[guid]
             if _is_agents_name(names, snap) and mine and snap.guid != guid and not newer:
                 own.setdefault(snap.name, set()).add(name)
     for snapshot, holders in sorted(own.items()):
@@ -226,11 +236,7 @@ def finish_source(
     """
     tree = source.tree
     listing = Listing(tree, recursive=recursive)
-    holders: dict[str, set[str]] = {}
-    for name, dataset in tree.datasets.items():
-        for snap in dataset.snapshots.values():
-            if names.is_own(snap.name):
-                holders.setdefault(snap.name, set()).add(name)
+    holders = {name: held for name, held in listing.holders.items() if names.is_own(name)}
     retained = {name: nodes for name, nodes in needs.items() if nodes}
     retained |= {name: frozenset() for name in source.retained if name not in retained}
     changes: list[zfs.Change] = []
