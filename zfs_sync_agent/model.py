@@ -3,10 +3,12 @@
 It holds values only: it never runs a command, never reads a clock and never judges.
 """
 
+import marshal
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import NamedTuple
 
 _KEPT = re.compile(r"\.\d{8}T\d{6}Z-\d{1,6}")
 
@@ -24,8 +26,7 @@ TARGETS = "zfs_sync:targets"  # on the src's root: <service>/<rid>=<node>,<node>
 RID = "zfs_sync:rid"  # on every own snapshot: <service>/<rid>
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One snapshot; `guid` is what it is, `name` (after the @) only where it was put.
 
     `rid` is its mark; `taken_here` tells whether that is local, not received with a stream.
@@ -46,8 +47,7 @@ class Snapshot:
         return (self.createtxg, self.creation)
 
 
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     """One filesystem or volume; `name` is relative to its tree's root, which is ''.
 
     `snapshots` holds the own names alone until a deep listing made it `complete`. `written` counts
@@ -59,7 +59,7 @@ class Dataset:
     creation: int
     createtxg: int = 0
     written: int | None = None
-    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+    snapshots: Mapping[str, Snapshot] = {}
     complete: bool = False
     partial: "Partial | None" = None
 
@@ -68,8 +68,7 @@ class Dataset:
         return next((snap for snap in self.snapshots.values() if snap.guid == guid), None)
 
 
-@dataclass(frozen=True)
-class Partial:
+class Partial(NamedTuple):
     """A receive that was cut and can go on: its token, and what the token says once it was read.
 
     `guid` and `snapshot` (full name) are those of the snapshot that was on its way.
@@ -78,6 +77,39 @@ class Partial:
     token: str
     guid: str | None = None
     snapshot: str = ""
+
+
+class Packed(Mapping[str, Dataset]):
+    """Datasets by name, sorted, so parents first; each is made anew whenever it is asked for.
+
+    A run has four trees at a time, and one of ten thousand datasets with two snapshots each takes
+    8 MB as objects, 2 MB as this. The bytes never leave the process.
+    """
+
+    def __init__(self, datasets: Iterable[Dataset]) -> None:
+        self._rows: dict[str, bytes] = {}
+        for name, creation, createtxg, written, snapshots, complete, partial in datasets:
+            held = [tuple(snapshot) for snapshot in snapshots.values()]
+            rest = tuple(partial) if partial else None
+            row = (creation, createtxg, written, held, complete, rest)
+            self._rows[name] = marshal.dumps(row)
+        self._rows = dict(sorted(self._rows.items()))
+
+    def __getitem__(self, name: str) -> Dataset:
+        row = marshal.loads(self._rows[name])  # noqa: S302 - nobody else's bytes
+        creation, createtxg, written, held, complete, rest = row
+        snapshots = {one[0]: Snapshot(*one) for one in held}
+        partial = Partial(*rest) if rest else None
+        return Dataset(name, creation, createtxg, written, snapshots, complete, partial)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ It never changes anything. No answer is raised, it never reads as "absent".
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from zfs_sync_agent import pairing, zfs
@@ -15,8 +15,10 @@ from zfs_sync_agent.model import (
     SWAP,
     TARGETS,
     Capabilities,
+    Dataset,
     Identity,
     Names,
+    Packed,
     SourceView,
     TargetView,
     Tree,
@@ -26,6 +28,15 @@ from zfs_sync_agent.model import (
 from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell
 
 XARGS_FAILED = 123  # xargs: at least one command exited 1 to 125
+
+# So many datasets are asked for at once. What is read of an answer takes several MB meanwhile, and
+# xargs starts another zfs after 128 KiB of names anyway.
+PORTION = 1000
+
+
+def portions(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Return the names in portions, in their order."""
+    return (names[start : start + PORTION] for start in range(0, len(names), PORTION))
 
 
 class Side:
@@ -172,26 +183,37 @@ def read_names(side: Side, names: Sequence[str]) -> dict[str, dict[str, str]]:
 def read_tree(side: Side, root: str, datasets: Sequence[str], own_names: Iterable[str]) -> Tree:
     """Return the datasets with their own snapshots; others are not asked for, however many."""
     own = sorted(set(own_names))
-    names = [name for full in datasets for name in (full, *(f"{full}@{one}" for one in own))]
-    return zfs.build_tree(root, datasets, read_names(side, names))
+
+    def read() -> Iterator[Dataset]:
+        for some in portions(datasets):
+            names = [name for full in some for name in (full, *(f"{full}@{one}" for one in own))]
+            yield from zfs.build_datasets(root, some, read_names(side, names))
+
+    return Tree(root, Packed(read()))
 
 
 def deepen(side: Side, tree: Tree, relative: Sequence[str]) -> Tree:
     """Return the tree with all snapshots of the given datasets."""
     if not relative:
         return tree
-    full = [tree.full(name) for name in relative]
+
+    def read() -> Iterator[Dataset]:
+        yield from tree.datasets.values()
+        for some in portions([tree.full(name) for name in relative]):
+            properties = read_names(side, [*some, *_list_snapshots(side, some)])
+            yield from zfs.build_datasets(tree.root, some, properties, complete=frozenset(some))
+
+    return Tree(tree.root, Packed(read()))
+
+
+def _list_snapshots(side: Side, datasets: Sequence[str]) -> list[str]:
     argv = zfs.list_snapshots_argv()
-    answer = side.run(argv, full)
-    what = f"cannot list the snapshots of {full[0]} on {side.shell.node}"
+    answer = side.run(argv, datasets)
+    what = f"cannot list the snapshots of {datasets[0]} on {side.shell.node}"
     if answer.status not in (0, 1, XARGS_FAILED):
         raise side.no_answer(argv, answer)
     zfs.check_absent_only(answer.stderr, what, side.shown(argv), answer.status)
-    names = answer.stdout.splitlines()
-    found = zfs.build_tree(
-        tree.root, full, read_names(side, [*full, *names]), complete=frozenset(full)
-    )
-    return Tree(tree.root, {**tree.datasets, **found.datasets})
+    return answer.stdout.splitlines()
 
 
 def observe_source(
@@ -323,8 +345,8 @@ def read_partials(source_side: Side, tree: Tree) -> Tree:
 
     Raises NoAnswer where one cannot be read: then it is nobody's, for all that is known.
     """
-    found = {}
-    for name, dataset in tree.datasets.items():
+    found = []
+    for dataset in tree.datasets.values():
         if dataset.partial is None or dataset.partial.guid is not None:
             continue
         if not source_side.can.resumes:
@@ -335,9 +357,9 @@ def read_partials(source_side: Side, tree: Tree) -> Tree:
         guid, snapshot = zfs.parse_token(answer.stdout + answer.stderr)
         if guid is None:
             raise source_side.no_answer(argv, answer)
-        partial = replace(dataset.partial, guid=guid, snapshot=snapshot)
-        found[name] = replace(dataset, partial=partial)
-    return Tree(tree.root, {**tree.datasets, **found}) if found else tree
+        partial = dataset.partial._replace(guid=guid, snapshot=snapshot)
+        found.append(dataset._replace(partial=partial))
+    return Tree(tree.root, Packed((*tree.datasets.values(), *found))) if found else tree
 
 
 def estimate(side: Side, sends: Sequence[Sequence[str]]) -> int | None:

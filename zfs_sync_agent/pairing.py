@@ -3,12 +3,13 @@
 It is pure. Guids tell the same snapshot on both sides; a name counts only for what is left.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from zfs_sync_agent.model import ROOT, Dataset, Identity, Snapshot, Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stand:
     """How one source dataset stands on a target; `target` is its name there, None: not there.
 
@@ -37,28 +38,30 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
     taken = set(pairs.values())
     where = {
         snapshot.guid: dataset.name
-        for dataset in target.datasets.values()
+        for dataset in without(target, taken)
         for snapshot in dataset.snapshots.values()
-        if dataset.name not in taken
-        and (
-            any(one.rid for one in dataset.snapshots.values())
-            or dataset.name.endswith(place_suffix(snapshot.guid))
-        )
+        if any(one.rid for one in dataset.snapshots.values())
+        or dataset.name.endswith(place_suffix(snapshot.guid))
     }
-    for dataset in source.datasets.values():
+    for dataset in without(source, pairs):
         newest_first = sorted(dataset.snapshots.values(), key=lambda snap: snap.order, reverse=True)
         hits = (where[snap.guid] for snap in newest_first if snap.guid in where)
-        if dataset.name not in pairs and (hit := next(hits, None)) and hit not in taken:
+        if (hit := next(hits, None)) and hit not in taken:
             pairs[dataset.name] = hit
             taken.add(hit)
     base = newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
-    for dataset in source.datasets.values():
-        if dataset.name in pairs or dataset.name not in target.datasets or dataset.name in taken:
+    for dataset in without(source, pairs):
+        if dataset.name not in target.datasets or dataset.name in taken:
             continue
         if base is None or dataset.createtxg <= base.createtxg:
             pairs[dataset.name] = dataset.name
             taken.add(dataset.name)
     return pairs
+
+
+def without(tree: Tree, names: Container[str]) -> list[Dataset]:
+    """Return the datasets of a tree but for these; mostly few are left."""
+    return [tree.datasets[name] for name in tree.datasets if name not in names]
 
 
 def place_suffix(guid: str) -> str:
@@ -122,19 +125,11 @@ def unclear(source: Tree, target: Tree, who: Identity) -> tuple[list[str], list[
         if common is None and not twin.complete:
             lone_target.append(twin_name)
     taken = set(pairs.values())
-    lone_target += [
-        dataset.name
-        for dataset in target.datasets.values()
-        if dataset.name not in taken and not dataset.complete
-    ]
+    lone_target += [one.name for one in without(target, taken) if not one.complete]
     # A lone target dataset may be one that the source renamed: then only the source's other
     # snapshots tell.
     if lone_target:
-        lone_source += [
-            dataset.name
-            for dataset in source.datasets.values()
-            if dataset.name not in pairs and not dataset.complete
-        ]
+        lone_source += [one.name for one in without(source, pairs) if not one.complete]
     return lone_source, lone_target
 
 

@@ -4,7 +4,8 @@ It never builds a shell string: a command is a tuple of words, quoted once, by t
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from zfs_sync_agent.errors import NoAnswer
@@ -369,13 +370,13 @@ def relative_to(root: str, full: str) -> str:
     return full[len(root) + 1 :]
 
 
-def build_tree(
+def build_datasets(
     root: str,
     datasets: Iterable[str],
     properties: Mapping[str, Mapping[str, str]],
     complete: frozenset[str] = frozenset(),
-) -> Tree:
-    """Put datasets (full names, parents first) and the properties of all names together.
+) -> Iterator[Dataset]:
+    """Put datasets (full names) and the properties of all names together.
 
     A dataset that vanished between the two readings is left out.
     """
@@ -392,13 +393,12 @@ def build_tree(
                 values.get(RID_SOURCE) == "local",
                 int(values["written"]) if "written" in values else None,
             )
-    found = {}
     for full in datasets:
         own = properties.get(full)
         if own:
-            relative = ROOT if full == root else relative_to(root, full)
-            found[relative] = Dataset(
-                relative,
+            yield Dataset(
+                # A name is in four trees at a time.
+                sys.intern(ROOT if full == root else relative_to(root, full)),
                 int(own.get("creation", 0)),
                 int(own.get("createtxg", 0)),
                 int(own["written"]) if "written" in own else None,
@@ -406,4 +406,3 @@ def build_tree(
                 full in complete,
                 Partial(own[TOKEN]) if TOKEN in own else None,
             )
-    return Tree(root, dict(sorted(found.items())))

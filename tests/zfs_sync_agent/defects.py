@@ -6,7 +6,7 @@ tool did make. They prove that the proof can fail; nothing here is ever part of 
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -426,24 +426,14 @@ def _(patch: Patch) -> None:
 
 @defect("on the target, too, an own name is enough", "I7", "a foreign child")
 def _(patch: Patch) -> None:
-    build = zfs.build_tree
+    build = zfs.build_datasets
 
-    def believing(*args: Any, **words: Any) -> Tree:
-        tree = build(*args, **words)
-        return Tree(
-            tree.root,
-            {
-                name: replace(
-                    one,
-                    snapshots={
-                        n: replace(s, rid=s.rid or "z3/sync#1") for n, s in one.snapshots.items()
-                    },
-                )
-                for name, one in tree.datasets.items()
-            },
-        )
+    def believing(*args: Any, **words: Any) -> Iterator[Dataset]:
+        for one in build(*args, **words):
+            snaps = {n: s._replace(rid=s.rid or "z3/sync#1") for n, s in one.snapshots.items()}
+            yield one._replace(snapshots=snaps)
 
-    patch.setattr(zfs, "build_tree", believing)
+    patch.setattr(zfs, "build_datasets", believing)
 
 
 @defect("a gone child is destroyed at once", "I7", "a gone child")

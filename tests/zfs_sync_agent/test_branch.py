@@ -1,7 +1,5 @@
 """What is told of a transfer that failed, of a source that shows no goal, of one at rest."""
 
-from dataclasses import replace
-
 import pytest
 
 from zfs_sync_agent import branch, observe
@@ -26,7 +24,7 @@ def test_a_goal_that_the_source_does_not_show_is_neither_proven_nor_rotated() ->
     state, resource = world({"": ""}, None, known=()), resource_for(ONE)
 
     def shows_none(_side: Side, tree: Tree, relative: object) -> Tree:
-        bare = {name: replace(one, snapshots={}) for name, one in tree.datasets.items()}
+        bare = {name: one._replace(snapshots={}) for name, one in tree.datasets.items()}
         return Tree(tree.root, bare) if relative and tree.root == SRC else tree
 
     with pytest.MonkeyPatch.context() as patch:

@@ -80,9 +80,9 @@ def with_written(view: TargetView, sizes: Mapping[str, int]) -> TargetView:
     assert view.tree is not None
     root = view.tree.datasets[""]
     snaps: dict[str, Snapshot] = {
-        name: replace(snap, written=sizes.get(name, 0)) for name, snap in root.snapshots.items()
+        name: snap._replace(written=sizes.get(name, 0)) for name, snap in root.snapshots.items()
     }
-    datasets = {**view.tree.datasets, "": replace(root, snapshots=snaps, written=sizes.get("", 0))}
+    datasets = {**view.tree.datasets, "": root._replace(snapshots=snaps, written=sizes.get("", 0))}
     return replace(view, tree=Tree(view.tree.root, datasets))
 
 
@@ -117,8 +117,8 @@ def test_a_newer_snapshot_of_another_resource_of_the_same_src_is_nothing_unsent(
     view = with_written(target({"": "sent:1 drp.sent:2"}, mark=None), {})
     assert view.tree is not None
     root = view.tree.datasets[""]
-    theirs = replace(root.snapshots["drp.sent"], rid="z3/sync#2")
-    held = replace(root, snapshots={**root.snapshots, "drp.sent": theirs})
+    theirs = root.snapshots["drp.sent"]._replace(rid="z3/sync#2")
+    held = root._replace(snapshots={**root.snapshots, "drp.sent": theirs})
     view = replace(view, tree=Tree(view.tree.root, {"": held}))
     assert handover.unsent(source({"": "sent:1"}), view, WHO, recursive=True) == []
 

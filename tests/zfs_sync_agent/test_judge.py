@@ -91,7 +91,7 @@ def test_a_part_is_resumed_by_the_guid_of_what_the_source_still_has() -> None:
     here = tree(SRC, {"": "sent:1 tosend:2", "a": "sent:3 tosend:4"})
     twin = tree(DST, {"b": "sent:3"}).datasets["b"]
     for guid, found in (("4", ("a", "tosend")), ("9", None), (None, None)):
-        partial = replace(twin, partial=Partial("1-abc", guid, f"{SRC}/a@tosend"))
+        partial = twin._replace(partial=Partial("1-abc", guid, f"{SRC}/a@tosend"))
         hit = pairing.resumable(here, partial)
         assert (hit and (hit[0], hit[1].name)) == found
 

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zfs_sync_agent.model import Names, Snapshot, format_nodes, parse_nodes
+from zfs_sync_agent.model import (
+    Dataset,
+    Names,
+    Packed,
+    Partial,
+    Snapshot,
+    format_nodes,
+    parse_nodes,
+)
 
 from .notation import EPOCH, tree
 
@@ -136,3 +144,16 @@ def test_snapshots_are_ordered_by_txg_then_by_date() -> None:
         Snapshot("b", "3", EPOCH, 4),
     ]
     assert [one.name for one in sorted(made, key=lambda one: one.order)] == ["a", "b", "c"]
+
+
+def test_what_was_packed_is_the_same_when_it_is_asked_for() -> None:
+    full = Snapshot("sent", "18446744073709551615", EPOCH, 2**40, "web/sync#1", True, 2**50)
+    bare = Snapshot("t\u00f6send", "1", 0)
+    root = Dataset("", EPOCH, 2**40, 2**63, {"sent": full, bare.name: bare}, True)
+    child = Dataset("a b", 0, partial=Partial("1-abc", "31", "tank/data@tosend"))
+    packed = Packed([child, root, Dataset("a b/c", 0)])
+    assert list(packed.items()) == [("", root), ("a b", child), ("a b/c", Dataset("a b/c", 0))]
+
+
+def test_of_a_dataset_that_is_packed_twice_the_later_one_counts() -> None:
+    assert Packed([Dataset("", 1), Dataset("", 2)])[""].creation == 2

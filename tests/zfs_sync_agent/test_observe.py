@@ -1,5 +1,6 @@
 """What is read of the two sides: no answer is never taken for one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ CONTENTS = "resume token contents:\n\ttoguid = 0x1f\n\ttoname = tank/data@tosend
 def cut() -> Tree:
     """Return a target whose root holds a part of something."""
     whole = tree(DST, {"": "sent:1"})
-    return replace(whole, datasets={"": replace(whole.datasets[""], partial=Partial("1-abc"))})
+    return replace(whole, datasets={"": whole.datasets[""]._replace(partial=Partial("1-abc"))})
 
 
 def source(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Side:
@@ -49,3 +50,22 @@ def test_a_source_that_cannot_resume_asks_nothing(monkeypatch: pytest.MonkeyPatc
     side = source(Answer(1, "", "no such option"), monkeypatch)
     side.can = Capabilities()
     assert observe.read_partials(side, cut()) == cut()
+
+
+def test_a_large_tree_is_asked_for_in_portions_and_read_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def answer(_words: object, names: Sequence[str]) -> Answer:
+        asked.append(len(names))
+        return Answer(0, "".join(f"{name}\tguid\t{len(name)}\t-\n" for name in names), "")
+
+    shell = Shell("osol1", ())
+    monkeypatch.setattr(shell, "run", answer)
+    datasets = ["tank", *(f"tank/c{number:04}" for number in range(2 * observe.PORTION))]
+    side = Side(shell, ("zfs",), sudo=False)
+    whole = observe.read_tree(side, "tank", datasets, ["sent"])
+    assert [whole.full(name) for name in whole.datasets] == datasets
+    assert all(list(one.snapshots) == ["sent"] for one in whole.datasets.values())
+    assert asked == [2 * observe.PORTION, 2 * observe.PORTION, 2]

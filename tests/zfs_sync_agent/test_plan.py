@@ -444,9 +444,8 @@ def taken_here(view: Tree) -> Tree:
     return Tree(
         view.root,
         {
-            name: replace(
-                one,
-                snapshots={key: replace(s, taken_here=True) for key, s in one.snapshots.items()},
+            name: one._replace(
+                snapshots={key: s._replace(taken_here=True) for key, s in one.snapshots.items()},
             )
             for name, one in view.datasets.items()
         },

@@ -3,13 +3,14 @@
 The outputs were recorded: zfs-fuse 0.7.0 (Debian 12) unless another ZFS is named beside them.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
 
 from zfs_sync_agent import zfs
 from zfs_sync_agent.errors import NoAnswer
-from zfs_sync_agent.model import MARK, RETAINED, SWAP, TARGETS, Capabilities
+from zfs_sync_agent.model import MARK, RETAINED, SWAP, TARGETS, Capabilities, Packed, Tree
 from zfs_sync_agent.zfs import Stream
 
 from .notation import tree
@@ -327,13 +328,22 @@ def test_names_may_have_spaces() -> None:
     assert zfs.parse_names(NAMES)["dst/data/k 1"]["guid"] == "8224216871711122851"
 
 
+def built_tree(
+    root: str,
+    datasets: Sequence[str],
+    properties: Mapping[str, Mapping[str, str]],
+    complete: frozenset[str] = frozenset(),
+) -> Tree:
+    return Tree(root, Packed(zfs.build_datasets(root, datasets, properties, complete)))
+
+
 def test_a_guid_keeps_all_of_its_digits() -> None:
-    built = zfs.build_tree("dst/data", ["dst/data"], zfs.parse_names(NAMES))
+    built = built_tree("dst/data", ["dst/data"], zfs.parse_names(NAMES))
     assert built.datasets[""].snapshots["A"].guid == "12478075367555924969"
 
 
 def test_a_tree_has_its_datasets_by_relative_name() -> None:
-    built = zfs.build_tree("dst/data", ["dst/data", "dst/data/k 1"], zfs.parse_names(NAMES))
+    built = built_tree("dst/data", ["dst/data", "dst/data/k 1"], zfs.parse_names(NAMES))
     assert {name: sorted(one.snapshots) for name, one in built.datasets.items()} == {
         "": ["A", "B"],
         "k 1": [],
@@ -341,18 +351,18 @@ def test_a_tree_has_its_datasets_by_relative_name() -> None:
 
 
 def test_a_dataset_that_vanished_meanwhile_is_left_out() -> None:
-    built = zfs.build_tree("dst/data", ["dst/data", "dst/data/gone"], zfs.parse_names(NAMES))
+    built = built_tree("dst/data", ["dst/data", "dst/data/gone"], zfs.parse_names(NAMES))
     assert list(built.datasets) == [""]
 
 
 def test_a_snapshot_of_a_dataset_that_was_not_listed_is_left_out() -> None:
-    built = zfs.build_tree("dst/data", ["dst/data/k 1"], zfs.parse_names(NAMES))
+    built = built_tree("dst/data", ["dst/data/k 1"], zfs.parse_names(NAMES))
     assert [one.snapshots for one in built.datasets.values()] == [{}]
 
 
 def test_parents_come_before_their_children() -> None:
     properties = {name: {"guid": "1"} for name in ("t", "t/a", "t/a/b", "t/a-b", "t/B")}
-    built = zfs.build_tree("t", sorted(properties, reverse=True), properties)
+    built = built_tree("t", sorted(properties, reverse=True), properties)
     order = list(built.datasets)
     assert all(order.index(one.rpartition("/")[0]) < order.index(one) for one in order if one)
 
@@ -360,20 +370,18 @@ def test_parents_come_before_their_children() -> None:
 def test_written_is_known_where_zfs_tells_it() -> None:
     # OpenZFS 2.3.2
     output = "t\tguid\t1\t-\nt\twritten\t4096\t-\nt/a\tguid\t2\t-\nt/a\twritten\t0\t-\n"
-    built = zfs.build_tree("t", ["t", "t/a"], zfs.parse_names(output))
+    built = built_tree("t", ["t", "t/a"], zfs.parse_names(output))
     assert [one.written for one in built.datasets.values()] == [4096, 0]
 
 
 def test_written_is_unknown_where_zfs_does_not_tell_it() -> None:
-    built = zfs.build_tree("dst/data", ["dst/data"], zfs.parse_names(NAMES))
+    built = built_tree("dst/data", ["dst/data"], zfs.parse_names(NAMES))
     assert built.datasets[""].written is None
 
 
 def test_a_deep_listing_is_complete() -> None:
     names = zfs.parse_names(NAMES)
-    built = zfs.build_tree(
-        "dst/data", ["dst/data", "dst/data/k 1"], names, frozenset({"dst/data/k 1"})
-    )
+    built = built_tree("dst/data", ["dst/data", "dst/data/k 1"], names, frozenset({"dst/data/k 1"}))
     assert [one.complete for one in built.datasets.values()] == [False, True]
 
 
