@@ -369,11 +369,9 @@ def clean(text: str) -> str:
 
     A newline would forge a line, `|` would open performance data, a surrogate cannot be encoded.
     """
-    return " ".join(
-        "".join(
-            character if character.isprintable() and character != "|" else " " for character in text
-        ).split()
-    )
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(text.replace("|", " ").split())
 
 
 def shorten(text: str, length: int) -> str:

@@ -153,14 +153,16 @@ def read_state(path: str) -> State | None:
     except ValueError as error:
         raise StateFileError(f"{path!r}: no path: {error}") from error
     try:
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise StateFileError(f"{path}: not a regular file")
-            content = file.read(MAX_FILE_BYTES + 1)
+            # Asked for before it is read: to read at most so many bytes is to allocate them all.
+            if status.st_size > MAX_FILE_BYTES:
+                raise StateFileError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+            content = file.read()
     except OSError as error:
         raise StateFileError(f"{path}: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise StateFileError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -280,7 +282,9 @@ class _Fields:
         return list(self._document)
 
     def nested(self, key: str) -> "_Fields":
-        return _Fields(self._value(key), self._name(key), self._path)
+        if key not in self._document:
+            raise self._error(key, "is missing")
+        return _Fields(self._document[key], self._name(key), self._path)
 
     def optional(self, key: str) -> "_Fields | None":
         return None if self._document.get(key) is None else self.nested(key)
@@ -295,7 +299,7 @@ class _Fields:
         return [_Fields(one, f"{name}[{at}]", self._path) for at, one in enumerate(value)]
 
     def text(self, key: str) -> str:
-        value = self._value(key)
+        value = self._document.get(key)
         if not isinstance(value, str):
             raise self._error(key, "is not a string")
         return value
@@ -310,7 +314,7 @@ class _Fields:
         return None if self._document.get(key) is None else self.text(key)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        value = self._value(key)
+        value = self._document.get(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._error(key, "is not a list of strings")
         return tuple(value)
@@ -322,7 +326,7 @@ class _Fields:
         return value
 
     def integer(self, key: str, lowest: int = 0, highest: int = _MAX_INT) -> int:
-        value = self._value(key)
+        value = self._document.get(key)
         # True is an int to Python; NaN and 1.5 are floats, and a lag of NaN would pass every range.
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._error(key, "is not an integer")
@@ -333,13 +337,9 @@ class _Fields:
     def integer_or_none(self, key: str, lowest: int = 0) -> int | None:
         return None if self._document.get(key) is None else self.integer(key, lowest)
 
-    def _value(self, key: str) -> object:
-        if key not in self._document:
-            raise self._error(key, "is missing")
-        return self._document[key]
-
     def _name(self, key: str) -> str:
         return f"{self._where}.{key}" if self._where else key
 
     def _error(self, key: str, reason: str) -> StateFileError:
+        reason = reason if key in self._document else "is missing"
         return StateFileError(f"{self._path}: field {self._name(key)} {reason}")
