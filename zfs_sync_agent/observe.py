@@ -435,11 +435,12 @@ def read_guid(side: Side, dataset: str) -> str:
 
 def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
     """Return a size in bytes by name; what has none, or is gone, is left out."""
-    answer = side.run(zfs.get_values_argv(key), names)
-    found = zfs.parse_values(answer.stdout)
     return {
         name: int(values[key][0])
-        for name, values in found.items()
+        for some in portions(names)
+        for name, values in zfs.parse_values(
+            side.run(zfs.get_values_argv(key), some).stdout
+        ).items()
         if values.get(key, ("-", "-"))[0].isdecimal()
     }
 
