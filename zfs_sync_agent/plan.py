@@ -17,6 +17,7 @@ Invariants, each with the test that holds it, stand in zfs_sync(7).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import judge, pairing, rotating, zfs
@@ -260,7 +261,7 @@ def _name_clashes(
     """
     assert target.tree is not None  # noqa: S101 - the caller branches on it
     names = Names(resource.snap_prefix)
-    known = rotating.ages(source.tree)
+    known = cache(lambda: rotating.ages(source.tree))
     changes = []
     for stand in lacking:
         if stand.target is None or stand.common is None:
@@ -273,11 +274,11 @@ def _name_clashes(
             if not (brought or snap.name == goal) or other is None or other.guid == snap.guid:
                 continue
             # The rest of a cut stream carries no mark.
-            mine = other.rid == who.rid_value or other.guid in known
+            mine = other.rid == who.rid_value or other.guid in known()
             ours = names.is_own(other.name) and mine
             # Another resource of the same src uses its names again; they came with our stream.
             passenger = other.rid is not None and other.rid == snap.rid
-            if (ours or passenger) and (target.mark or other.guid in known):
+            if (ours or passenger) and (target.mark or other.guid in known()):
                 changes.append(_keep(full, other, names))
             elif brought or not ours:  # of a first sync that was cut the receive renames it itself
                 raise _in_the_way(target, full, other, snap)
@@ -307,12 +308,12 @@ def _check_sent_is_ours(
 ) -> None:
     """Raise Refused where somebody's @sent would keep a rotation from its end."""
     assert target.tree is not None  # noqa: S101 - the caller branches on it
-    known = rotating.ages(source.tree)
+    known = cache(lambda: rotating.ages(source.tree))
     for stand in found:
         if stand.target is None or stand.common is None:
             continue
         last = target.tree.datasets[stand.target].snapshots.get(names.sent)
-        if last is not None and last.rid is None and last.guid not in known:
+        if last is not None and last.rid is None and last.guid not in known():
             held = source.tree.datasets[stand.relative].snapshots
             full = target.tree.full(stand.target)
             raise _in_the_way(target, full, last, held.get(goal, stand.common))

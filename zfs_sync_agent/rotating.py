@@ -7,6 +7,7 @@ the next run goes on, and no snapshot that is needed or of which nobody knows.
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from check_zfs_sync.service import SyncResource
 from zfs_sync_agent import pairing, zfs
@@ -94,13 +95,13 @@ def half_rotated(
         )
     }
     intents = {names.tosend, names.tosend_for(target.node)}
-    known = ages(source)
+    known = cache(lambda: ages(source))
 
     def is_cut(twin: Dataset, guid: str) -> bool:
         held = twin.by_guid(guid)
         misnamed = held is not None and held.name != names.sent and names.is_own(held.name)
         begun = any(
-            twin.snapshots[name].rid is not None or twin.snapshots[name].guid in known
+            twin.snapshots[name].rid is not None or twin.snapshots[name].guid in known()
             for name in intents & twin.snapshots.keys()
         )
         return begun or (misnamed and names.sent in twin.snapshots)
@@ -109,7 +110,7 @@ def half_rotated(
     if not cut or not (target.mark or target.follows):
         return ()
     listing = Listing(target.tree, recursive=resource.recursive)
-    return _rotate_to(listing, known, want, who, names).changes
+    return _rotate_to(listing, known(), want, who, names).changes
 
 
 def rotate_target(
