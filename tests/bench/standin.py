@@ -42,7 +42,7 @@ def describe(side: Side, keys: list[str], wanted: list[str]) -> None:
             continue
         index = int(dataset[-5:]) if dataset[-5:].isdecimal() else 0
         taken = str(number // 1000)
-        row = {"guid": f"{number}{index:06}", "creation": taken, "createtxg": taken}
+        row = {"guid": f"{number}{index:06}", "creation": taken, "createtxg": str(number)}
         row["zfs_sync:rid"] = "bench/sync#1" if at else "-"
         for key in keys:
             source = "local" if at and ":" in key else "-"
