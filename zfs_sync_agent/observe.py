@@ -3,6 +3,7 @@
 It never changes anything. No answer is raised, it never reads as "absent".
 """
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -187,7 +188,8 @@ def read_tree(side: Side, root: str, datasets: Sequence[str], own_names: Iterabl
     def read() -> Iterator[Dataset]:
         for some in portions(datasets):
             names = [name for full in some for name in (full, *(f"{full}@{one}" for one in own))]
-            yield from zfs.build_datasets(root, some, read_names(side, names))
+            for one in zfs.build_datasets(root, some, read_names(side, names)):
+                yield one._replace(name=sys.intern(one.name))  # a name is in four trees at a time
 
     return Tree(root, Packed(read()))
 

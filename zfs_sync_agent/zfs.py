@@ -4,7 +4,6 @@ It never builds a shell string: a command is a tuple of words, quoted once, by t
 """
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -397,8 +396,7 @@ def build_datasets(
         own = properties.get(full)
         if own:
             yield Dataset(
-                # A name is in four trees at a time.
-                sys.intern(ROOT if full == root else relative_to(root, full)),
+                ROOT if full == root else relative_to(root, full),
                 int(own.get("creation", 0)),
                 int(own.get("createtxg", 0)),
                 int(own["written"]) if "written" in own else None,
