@@ -77,7 +77,8 @@ def words_of(line: str) -> list[str]:
 
 def fish(inside: list[str]) -> Ask:
     """Ask `complete -C`; a description follows after a tab."""
-    script = f"source {FOLDER / 'zfs_sync.fish'}; complete -C $argv[1]"
+    file = shlex.quote(str(FOLDER / "zfs_sync.fish"))
+    script = f"source {file}; complete -C $argv[1]"
     shell = [*inside, "fish", "--no-config", "-c", script]
     return lambda line: {one.split("\t")[0] for one in run(*shell, line).splitlines()}
 
@@ -87,7 +88,7 @@ def zsh(inside: list[str]) -> Ask:
     folder = Path(inside[-1])
     out, setup = folder / "matches", folder / "setup"
     setup.write_text(f"""
-        fpath=({FOLDER} $fpath)
+        fpath=({shlex.quote(str(FOLDER))} $fpath)
         autoload -Uz compinit && compinit -D
         compadd() {{
             # With -O, -A or -D the functions only ask; what is added is what is offered.
