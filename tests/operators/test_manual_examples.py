@@ -134,8 +134,10 @@ def test_the_agents_examples_do_what_the_manual_says(installed: World) -> None:
     manual.type("osol1 has failed")
     refused = world.sync(node=osol2, expect=3)
     assert "syncresync" in refused.stderr
+    unmount(osol1, world.src)
     manual.type("When osol1 is back")
     kept = min(name for name in world.datasets(osol1, "osol1_z3_root") if "unsent" in name)
+    mount(osol1, f"osol1_z3_root{kept}")
     assert "unsent" in osol1.checksums(f"osol1_z3_root{kept}")
     world.assert_check(OK)
 
