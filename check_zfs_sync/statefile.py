@@ -158,9 +158,9 @@ def read_state(path: str) -> State | None:
             if not stat.S_ISREG(status.st_mode):
                 raise StateFileError(f"{path}: not a regular file")
             # Asked for before it is read: to read at most so many bytes is to allocate them all.
-            if status.st_size > MAX_FILE_BYTES:
+            content = file.read() if status.st_size <= MAX_FILE_BYTES else b""
+            if max(status.st_size, len(content)) > MAX_FILE_BYTES:
                 raise StateFileError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-            content = file.read()
     except OSError as error:
         raise StateFileError(f"{path}: {error.strerror}") from error
     try:

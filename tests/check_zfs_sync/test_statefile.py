@@ -210,6 +210,16 @@ def test_a_file_that_is_too_large_is_not_parsed(tmp_path: Path) -> None:
         read_state(str(tmp_path / "file"))
 
 
+def test_a_file_that_is_larger_than_it_said_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status = "/proc/self/status"
+    assert Path(status).stat().st_size == 0
+    monkeypatch.setattr("check_zfs_sync.statefile.MAX_FILE_BYTES", 100)
+    with pytest.raises(StateFileError, match="larger than 100 bytes"):
+        read_state(status)
+
+
 def test_a_fifo_does_not_block_and_a_directory_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(StateFileError, match="not a regular file"):
