@@ -239,6 +239,12 @@ class Branch:
             skip=skip,
         )
 
+    def _plan_again(self, goal: str, *, one_by_one: bool, skip: frozenset[str]) -> plan.Branch:
+        """Return the plan after a failure: while a node joins others rotate the source."""
+        if goal != self.context.names.tosend:
+            self._observe_source()
+        return self._plan(goal, one_by_one=one_by_one, skip=skip)
+
     def _send_until_proven(self, goal: str) -> tuple[plan.Branch, SyncError | None]:
         """Return the last plan and the first failure; a listing was made after each attempt.
 
@@ -283,7 +289,7 @@ class Branch:
             else:
                 self.context.warn(f"{failure.reason}; sending again, a stream per dataset")
                 one_by_one = True
-            branch = self._plan(goal, one_by_one=one_by_one, skip=frozenset(skip))
+            branch = self._plan_again(goal, one_by_one=one_by_one, skip=frozenset(skip))
             if not branch.streams:
                 return branch, first
 
@@ -320,16 +326,20 @@ class Branch:
             change(context, self.side, zfs.drop_partial(full, why))
             settled = True
         if settled:
-            # It may have taken long: the names on the source may be others by now.
-            self.source = observe.observe_source(
-                self.source_side,
-                self.source.tree.root,
-                context.names,
-                context.who.rid_value,
-                recursive=context.resource.recursive,
-                deep=context.resource.intermediary,
-            )
+            self._observe_source()  # it may have taken long
             self._relist(())
+
+    def _observe_source(self) -> None:
+        """Look again at the source, whose names may be others by now."""
+        context = self.context
+        self.source = observe.observe_source(
+            self.source_side,
+            self.source.tree.root,
+            context.names,
+            context.who.rid_value,
+            recursive=context.resource.recursive,
+            deep=context.resource.intermediary,
+        )
 
     def _send_rest(
         self, full: str, dataset: Dataset, relative: str, snap: Snapshot

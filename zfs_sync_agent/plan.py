@@ -165,6 +165,9 @@ def _streams(
         return ()
     if not resource.recursive or any(stand.has_goal for stand in found):
         return None
+    taken = goal in source.datasets[ROOT].snapshots
+    if taken and pairing.left_behind(source, goal):  # newer ZFS refuses to send such a tree
+        return None
     bases = {stand.common.name for stand in found if stand.common}
     if len(bases) != 1 or found[0].relative != ROOT:
         return None

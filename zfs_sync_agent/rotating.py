@@ -242,7 +242,8 @@ def finish_source(
     retained |= {name: frozenset() for name in source.retained if name not in retained}
     changes: list[zfs.Change] = []
     if rotate and names.tosend in holders:
-        changes += _retire(listing, names, holders.get(names.sent, set()), retained)
+        old = holders.get(names.sent, set())
+        changes += _retire(listing, names, old, holders[names.tosend], retained)
         changes += listing.rename(names.tosend, names.sent, holders[names.tosend])
     dropped: list[zfs.Change] = []
     for name in sorted(retained):
@@ -253,13 +254,22 @@ def finish_source(
 
 
 def _retire(
-    listing: Listing, names: Names, old: set[str], retained: dict[str, frozenset[str]]
+    listing: Listing,
+    names: Names,
+    old: set[str],
+    new: set[str],
+    retained: dict[str, frozenset[str]],
 ) -> list[zfs.Change]:
-    """Keep A where a node may need it, destroy it else; `retained` then speaks of the new names."""
+    """Keep A where a node may need it, destroy it else; `retained` then speaks of the new names.
+
+    Where no B takes its place A stays @sent: nothing was written there, or B was destroyed.
+    """
     needed_old = retained.pop(names.sent, frozenset())
     needed_new = retained.pop(names.tosend, frozenset())
-    if ROOT not in old:  # cut after A was dropped: what the property says of @sent is B's
+    # Of B, if a run was cut after A was dropped; else of the A that stays.
+    if ROOT not in old or not old <= new:
         needed_new |= needed_old
+    old = old & new
     if needed_new:
         retained[names.sent] = needed_new
     if old and needed_old:
@@ -306,13 +316,13 @@ def needs(
     """Return own snapshot name -> the configured targets that may still need it.
 
     A target not proven by a listing counts as holding A or B; B only if a send of it may have begun
-    (in this run, or in one before if B is a `leftover`). One that is proven needs nothing, unless a
-    dataset is not in B's tree, because its B was destroyed: there it holds A.
+    (in this run, or in one before if B is a `leftover`). One that is proven needs nothing: in what
+    is not in B's tree it holds A, which stays @sent, unless that is something older.
     """
     found: dict[str, set[str]] = {}
     for node, what in known.items():
         wanted = None if what.listing is None else _held_names(source, names, what.listing)
-        if what.proven and (wanted is None or wanted <= {names.tosend}):
+        if what.proven and (wanted is None or wanted <= {names.tosend, names.sent}):
             continue
         if wanted is None:
             begun = what.may_hold_goal or leftover

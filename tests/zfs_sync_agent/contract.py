@@ -186,6 +186,36 @@ def a_snapshot_of_a_tree_is_all_or_nothing(zfs: Zfs) -> None:
 
 
 @scenario
+def a_snapshot_of_some_is_all_or_nothing(zfs: Zfs) -> None:
+    tree(zfs, "a", "b")
+    said = zfs.run("snapshot", "-o", f"{RID}=x", "tank/data@B", "tank/data/b@B")
+    if said.status:  # zfs-fuse, which does not tell what was written either
+        assert "too many arguments" in said.err
+        assert guids(zfs, "tank/data").keys() == {"@A", "/a@A", "/b@A"}
+        return
+    before = guids(zfs, "tank/data")
+    assert before.keys() == {"@A", "/a@A", "/b@A", "@B", "/b@B"}
+    argv = ("snapshot", "tank/data@C", "tank/data/a@C", "tank/data/b@B")
+    fails(zfs, *argv, saying="cannot create snapshot 'tank/data/b@B': dataset already exists")
+    said = zfs.run("snapshot", "tank/data@C", "tank/data/no@C")  # OpenZFS exits with 2
+    assert said.status
+    assert DOES_NOT_EXIST in said.err
+    assert guids(zfs, "tank/data") == before
+
+
+@scenario
+def rename_r_leaves_who_has_the_new_name_alone(zfs: Zfs) -> None:
+    tree(zfs, "a", "b")
+    do(zfs, "snapshot", "tank/data@B")
+    do(zfs, "snapshot", "tank/data/b@B")
+    do(zfs, "destroy", "tank/data@A")
+    do(zfs, "destroy", "tank/data/b@A")
+    before = guids(zfs, "tank/data")
+    do(zfs, "rename", "-r", "tank/data@B", "tank/data@A")
+    assert guids(zfs, "tank/data") == {name.replace("B", "A"): one for name, one in before.items()}
+
+
+@scenario
 def rename_r_takes_who_has_it_or_nobody(zfs: Zfs) -> None:
     tree(zfs, "a", "b")
     do(zfs, "destroy", "tank/data/a@A")
@@ -299,6 +329,23 @@ def an_incremental_stream_of_a_tree_brings_it_to_b(zfs: Zfs) -> None:
     replica(zfs, "a", "b")
     sends(zfs, "-R", "-i", "tank/data@A", "tank/data@B")
     assert guids(zfs, "backup/data") == guids(zfs, "tank/data")
+
+
+@scenario
+def one_stream_brings_a_tree_to_b_whose_bases_are_of_unlike_age(zfs: Zfs) -> None:
+    replica(zfs, "a", "b")
+    for name in ("", "/b"):
+        sends(
+            zfs, "-p", "-i", f"tank/data{name}@A", f"tank/data{name}@B", into=f"backup/data{name}"
+        )
+        for pool in ("tank", "backup"):
+            do(zfs, "destroy", f"{pool}/data{name}@A")
+            do(zfs, "rename", f"{pool}/data{name}@B", f"{pool}/data{name}@A")
+    do(zfs, "destroy", "tank/data/a@B")
+    snapshot(zfs, "B", "tank/data/a")
+    sends(zfs, "-R", "-i", "tank/data@A", "tank/data@B")
+    assert guids(zfs, "backup/data") == guids(zfs, "tank/data")
+    assert len(guids(zfs, "backup/data")) == 2 * 3
 
 
 @scenario

@@ -56,6 +56,7 @@ class Dataset:
     """A dataset; `ident` stays with it when it is renamed; `partial`: a receive was cut there.
 
     `unsynced`: bytes that zfs does not count before the pool is synced or a snapshot taken.
+    `dirtied`: when the first of them was written, 0: before all that is looked at.
     """
 
     ident: int
@@ -64,6 +65,7 @@ class Dataset:
     props: dict[str, tuple[str, str]] = field(default_factory=dict)
     written: int = 0
     unsynced: int = 0
+    dirtied: int = 0
     partial: "Partial | None" = None
 
     def copy(self) -> "Dataset":
@@ -166,7 +168,8 @@ class Trouble:
     node stops answering after so many steps; those in `down` do not answer at all, those in
     `exported` have no pool. `gap`, `lie`: the number of the transfer that skips the last dataset
     and exits with 0, or does everything and exits with 1. `blind`: the node and the number of the
-    reading of which the second half cannot be read. `skew`: minutes that a node's clock is ahead.
+    reading of which the second half cannot be read. `work`: the source's last dataset is written to
+    right after so many of its readings. `skew`: minutes that a node's clock is ahead.
     """
 
     fuse: int | None = None
@@ -177,6 +180,7 @@ class Trouble:
     gap: int | None = None
     lie: int | None = None
     blind: tuple[str, int] | None = None
+    work: int | None = None
     skew: dict[str, int] = field(default_factory=dict)
 
 
@@ -385,14 +389,25 @@ class World:
                     value = str(dataset.since(base)) if base else "-"
                 out.append(f"{name}\t{key}\t{value}\t{kind}")
         err += [f"cannot open '{name}': I/O error" for name in asked[seen:]]
+        if node == "osol1" and self.trouble.work == number:
+            self._write_last(asked)
+
+    def _write_last(self, asked: Sequence[str]) -> None:
+        """Write to the last dataset of those that were asked for."""
+        dataset = self.pools["osol1"][max(name.partition("@")[0] for name in asked)]
+        dataset.dirtied = dataset.dirtied if dataset.dirty else self.next_txg()
+        dataset.unsynced += 4096
 
     def _snapshot(
         self, node: str, words: list[str], _names: list[str], _out: list[str], _err: list[str]
     ) -> None:
-        root, _, name = words[-1].partition("@")
-        self._open(node, root)
+        given = words[words.index("-o") + 2 :] if "-o" in words else words[-1:]
+        root, _, name = given[-1].partition("@")
+        roots = [one.partition("@")[0] for one in given]
+        for one in roots:
+            self._open(node, one)
         rid = words[words.index("-o") + 1].partition("=")[2] if "-o" in words else None
-        among = self.below(node, root) if "-r" in words else [root]
+        among = self.below(node, root) if "-r" in words else roots
         for one in among:
             if name in self.pools[node][one].snaps:
                 raise ZfsError(
@@ -405,7 +420,7 @@ class World:
                 dataset = self.pools[node][one]
                 guid = f"{txg}{number:03d}"
                 dataset.snaps[name] = Snap(guid, txg, rid, data=dataset.dirty > 0)
-                dataset.written = dataset.unsynced = 0
+                dataset.written = dataset.unsynced = dataset.dirtied = 0
                 if node == "osol1":
                     self.taken[guid] = (dataset.ident, txg)
 

@@ -1139,10 +1139,17 @@ def test_nobody_needs_anything_where_all_are_proven() -> None:
     assert needs(IN_SYNC, osol2=PROVEN, osol3=PROVEN) == {}
 
 
-def test_a_proven_target_needs_a_where_a_dataset_has_lost_its_b() -> None:
+def test_a_proven_target_needs_nothing_where_a_dataset_without_b_keeps_its_a() -> None:
     held = source({"": "sent:1 tosend:2", "a": "sent:3"}, targets="osol2")
     there = Knowledge(True, target({"": "sent:1 tosend:2", "a": "sent:3"}), may_hold_goal=False)
-    assert needs(held, osol2=there) == {"sent": ["osol2"], "tosend": ["osol2"]}
+    assert needs(held, osol2=there) == {}
+
+
+def test_a_proven_target_needs_all_it_holds_where_one_dataset_has_something_older() -> None:
+    words = {"": "sent:1 tosend:2", "a": "sent:3", "b": f"{kept(1)}:4"}
+    held = source(words, targets="osol2")
+    there = Knowledge(True, target(words), may_hold_goal=False)
+    assert needs(held, osol2=there).keys() == {"sent", "tosend", kept(1)}
 
 
 def test_an_unreachable_target_needs_a() -> None:
@@ -1285,6 +1292,27 @@ def test_b_that_a_target_may_hold_is_named_under_its_new_name() -> None:
 def test_a_half_destroyed_a_is_dropped_where_it_still_is() -> None:
     held = source({"": "tosend:11", "a": "sent:2 tosend:12"})
     assert finish(held, {})[1] == ["destroy src/a@sent", "rename -r src@tosend src@sent"]
+
+
+def test_a_stays_sent_where_no_b_takes_its_place() -> None:
+    held = source({"": "sent:1 tosend:11", "a": "sent:2", "b": "sent:3 tosend:13"})
+    assert finish(held, {}) == (
+        {},
+        ["destroy src@sent", "destroy src/b@sent", "rename -r src@tosend src@sent"],
+        [],
+        {},
+    )
+
+
+def test_whoever_needs_a_is_named_for_what_is_kept_and_for_what_stays_sent() -> None:
+    held = source({"": "sent:1 tosend:11", "a": "sent:2", "b": "sent:3 tosend:13"})
+    retained, changes, _, cleaned = finish(held, {"sent": "osol3"})
+    assert retained == cleaned == {kept(1): "osol3", "sent": "osol3"}
+    assert changes == [
+        f"rename src@sent src@{kept(1)}",
+        f"rename src/b@sent src/b@{kept(1)}",
+        "rename -r src@tosend src@sent",
+    ]
 
 
 def test_what_the_property_says_of_a_dropped_a_is_said_of_b() -> None:
