@@ -756,7 +756,7 @@ class LocalZfs:
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._hung = False
-        self._sets: dict[tuple[str, bool], dict[str, tuple[int, str]] | None] = {}
+        self._sets: dict[tuple[str, bool], dict[str, tuple[int, set[str]]] | None] = {}
 
     def verify(self, replica: Replica) -> Evidence | None:
         """Returns whether this node holds the snapshots that the state file records.
@@ -778,7 +778,7 @@ class LocalZfs:
             return Evidence(Level.CRITICAL, f"the dataset {tree} does not exist here")
         is_own = own_names(None if resource is None else resource.snap_prefix)
         own = {name: it for name, it in found.items() if is_own.fullmatch(name)}
-        if any(it[1] == entry.snapshot.digest for it in own.values()):
+        if any(entry.snapshot.digest in it[1] for it in own.values()):
             return Evidence(Level.OK, "")
         if any(it[0] > entry.snapshot.creation for it in own.values()):
             # Proven to be newer than the state says: then the recorded lag is an upper bound.
@@ -787,19 +787,20 @@ class LocalZfs:
 
     def _snapshot_sets(
         self, words: Sequence[str], tree: str, *, recursive: bool
-    ) -> dict[str, tuple[int, str]] | None:
-        """Returns (creation, digest) by name of all that may be own; None: the tree is absent."""
+    ) -> dict[str, tuple[int, set[str]]] | None:
+        """Returns (creation, digests) by name of all that may be own; None: the tree is absent."""
         key = (tree, recursive)
         if key in self._sets:
             return self._sets[key]
         depth = ("-r",) if recursive else ()
         listed = self._run(words, "list", "-H", *depth, *_NAMES_OF_DATASETS, tree)
         snapshots = self._run(words, "list", "-H", *_NAMES_OF_SNAPSHOTS, tree)
-        found: dict[str, tuple[int, str]] | None = None
+        found: dict[str, tuple[int, set[str]]] | None = None
         if listed is not None and snapshots is not None:
             pattern = own_names(None)
             names = [line.partition("@")[2] for line in snapshots]
             own = [name for name in names if pattern.fullmatch(name)]
+            own = sorted({*own, *map(_sent_beside, own)})
             asked = [f"{dataset}@{name}" for name in own for dataset in listed]
             found = snapshot_sets(tree, self._properties(words, asked))
         self._sets[key] = found
@@ -881,34 +882,50 @@ def _signals_held() -> Iterator[None]:
             signal.raise_signal(each)
 
 
-def snapshot_sets(tree: str, rows: Iterable[Sequence[str]]) -> dict[str, tuple[int, str]]:
-    """Returns the root's creation and the tree's digest of each snapshot name.
+def snapshot_sets(tree: str, rows: Iterable[Sequence[str]]) -> dict[str, tuple[int, set[str]]]:
+    """Returns the root's creation and the tree's digests of each snapshot name.
 
     A dataset whose snapshot bears another mark than the root's is not part of the tree: someone
-    else's child may well have a snapshot of the same name.
+    else's child may well have a snapshot of the same name. One that has no snapshot of the name may
+    hold the same as its @sent, if the file says so (send_changed): that gives a second digest.
     """
     trees: dict[str, dict[str, dict[str, str]]] = {}
     for snapshot, key, value in rows:
         dataset, _, name = snapshot.partition("@")
         trees.setdefault(name, {}).setdefault(dataset, {})[key] = value
-    found: dict[str, tuple[int, str]] = {}
+    found: dict[str, tuple[int, set[str]]] = {}
     for name, datasets in trees.items():
         root = datasets.get(tree, {})
         if not root.get("creation", "").isdecimal():
             continue
-        pairs = [
-            (dataset[len(tree) + 1 :], values["guid"])
-            for dataset, values in datasets.items()
-            if "guid" in values and values.get("zfs_sync:rid") == root.get("zfs_sync:rid")
-        ]
-        found[name] = (int(root["creation"]), digest(pairs))
+        rid = root.get("zfs_sync:rid")
+        pairs = _guids(tree, datasets, rid)
+        beside = _guids(tree, trees.get(_sent_beside(name), {}), rid)
+        found[name] = (
+            int(root["creation"]),
+            {digest(it.items()) for it in (pairs, beside | pairs)},
+        )
     return found
+
+
+def _sent_beside(name: str) -> str:
+    """Returns the name of the @sent that goes with an own name: it has the same prefix."""
+    match = own_names(None).fullmatch(name)
+    return f"{match[1]}sent" if match else name
+
+
+def _guids(tree: str, datasets: Mapping[str, Mapping[str, str]], rid: str | None) -> dict[str, str]:
+    return {
+        dataset[len(tree) + 1 :]: values["guid"]
+        for dataset, values in datasets.items()
+        if "guid" in values and values.get("zfs_sync:rid") == rid
+    }
 
 
 def own_names(prefix: str | None) -> re.Pattern[str]:
     """Returns the pattern of the agent's snapshot names: with a prefix, or (None) with any."""
     start = r"(?:.*[^A-Za-z0-9])?" if prefix is None else re.escape(prefix)
-    return re.compile(start + r"(?:sent|tosend)(?:\..+)?")
+    return re.compile(f"({start})" + r"(?:sent|tosend)(?:\..+)?")
 
 
 # --- phrasing ----------------------------------------------------------------------------------

@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 import pytest
 
-from check_zfs_sync.plugin import human_bytes, human_duration, parse_threshold, run, short_name
+from check_zfs_sync.plugin import (
+    human_bytes,
+    human_duration,
+    parse_threshold,
+    run,
+    short_name,
+    snapshot_sets,
+)
 from check_zfs_sync.statefile import (
     Attempt,
     Snapshot,
@@ -758,3 +765,38 @@ def test_a_zfs_that_hangs_leaves_the_other_verdicts_standing(world: World, zfs: 
     assert answer.status == 2
     assert "1 of 2 broken, 1 unverified: " in answer.line
     assert "zfs list: no answer in time" in answer.line
+
+
+# --- the sets that --verify compares -----------------------------------------------------------
+
+
+def sets(**names: str) -> dict[str, set[str]]:
+    """Digests by name; `names` are datasets of tank/a (root: a) with words NAME:GUID."""
+    rows = []
+    for dataset, words in names.items():
+        full = "tank/a" if dataset == "a" else f"tank/a/{dataset}"
+        for word in words.split():
+            name, _, guid = word.partition(":")
+            values = {"guid": guid, "creation": "7", "zfs_sync:rid": "z3/sync#1"}
+            rows += [(f"{full}@{name}", key, value) for key, value in values.items()]
+    return {name: found[1] for name, found in snapshot_sets("tank/a", rows).items()}
+
+
+def test_a_dataset_without_the_snapshot_may_hold_the_same_as_its_sent() -> None:
+    found = sets(a="sent:1 tosend:2", b="sent:3", c="sent:4 tosend:5")
+    assert found["tosend"] == {
+        digest([("", "2"), ("c", "5")]),
+        digest([("", "2"), ("b", "3"), ("c", "5")]),
+    }
+    assert found["sent"] == {digest([("", "1"), ("b", "3"), ("c", "4")])}
+
+
+def test_the_root_may_have_lost_its_sent_and_the_others_not() -> None:
+    assert digest([("", "2"), ("b", "3")]) in sets(a="tosend:2", b="sent:3")["tosend"]
+
+
+def test_what_is_kept_of_some_goes_with_the_sent_of_the_others() -> None:
+    kept = "sync.2.sent.20100619T143005Z-1"
+    found = sets(a=f"{kept}:1 sync.2.sent:2 sent:8", b="sync.2.sent:3 sent:9")
+    assert digest([("", "1"), ("b", "3")]) in found[kept]
+    assert digest([("", "1"), ("b", "9")]) not in found[kept]
