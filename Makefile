@@ -36,7 +36,7 @@ STREAM := zstd:zstd lz4:lz4 gzip:gzip mbuffer:mbuffer
 MANUALS := mandoc:mandoc groff:groff-base
 # What is tried with OpenZFS in half an hour: emulation makes every command slow.
 WITH_OPENZFS := $(addprefix tests/e2e/test_,inside.py resume.py formats.py kinds.py discards.py \
-	unchanged.py full.py \
+	unchanged.py changed.py full.py \
 	failover.py repair.py field_cut.py) tests/zfs_sync_agent/test_contract.py
 
 GUESTS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils debootstrap:debootstrap mke2fs:e2fsprogs

@@ -80,6 +80,7 @@ class SyncResource(NamedTuple):
     on_child_gone: str
     replica_readonly: bool
     skip_unchanged: bool
+    send_changed: bool
     only_if: str | None
     send_options: tuple[str, ...]
     receive_options: tuple[str, ...]
@@ -377,6 +378,7 @@ class _Keys:
     )
     replica_readonly = _Key(_boolean, "True", "False", "the replica becomes readonly")
     skip_unchanged = _Key(_boolean, "False", "True", "send nothing where nothing was written")
+    send_changed = _Key(_boolean, "False", "True", "send no dataset to which nothing was written")
     only_if = _Key(_optional, "", "test -e /etc/active", "a command that must exit 0 to send")
     send_options = _Key(_send_flags, "", "-w -L", "flags for zfs send")
     receive_options = _Key(_receive_flags, "", "-x mountpoint", "flags for zfs receive")
@@ -753,6 +755,7 @@ class _Resource:
             on_child_gone=get(_Keys.on_child_gone, me),
             replica_readonly=get(_Keys.replica_readonly, me),
             skip_unchanged=get(_Keys.skip_unchanged, me),
+            send_changed=get(_Keys.send_changed, me),
             only_if=get(_Keys.only_if, me),
             send_options=get(_Keys.send_options, me),
             receive_options=get(_Keys.receive_options, me),

@@ -31,6 +31,7 @@ from zfs_sync_agent.model import (
     Dataset,
     SourceView,
     TargetView,
+    Tree,
     format_nodes,
     parse_nodes,
 )
@@ -81,7 +82,7 @@ class Worker:
         self.swapped = False  # a syncfull that was cut came to its end in this run
         self.recorded = False
         self.joins = False
-        self.unchanged = False  # nothing was written on the target since @sent
+        self.written: frozenset[str] | None = None  # what was written to there since @sent
         self.beside = False  # what is sent goes beside dst, and then takes its place
         self.thread: threading.Thread | None = None
 
@@ -353,48 +354,109 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
-        if self._is_unchanged(source, abreast):
+        # What is written from here on may be seen or not: a claim is older than the look.
+        as_of = record.now()
+        changed = self._look_for_changes(source, abreast)
+        if self._is_unchanged(changed):
+            self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))
             return False
-        for worker in (*abreast, *joining):
-            self._start_anew(worker)
-        source = self._take_snapshots(source, abreast, joining, leftover=leftover)
+        few = self._few(source, changed)
+        goal: SourceView | None
+        if few and self._take_few(source, few):
+            taken = self._observe_source()
+            goal = self._stand_in(source, taken, few)
+        else:
+            for worker in (*abreast, *joining):
+                self._start_anew(worker)
+            goal = taken = self._take_snapshots(source, abreast, joining, leftover=leftover)
         for worker in joining:
-            self._start_join(worker, source)
-        self._each(abreast, lambda worker: self._branch(worker, source, self.names.tosend))
+            self._start_join(worker, taken)
+        wanted = goal or taken
+        self._each(abreast, lambda worker: self._branch(worker, wanted, self.names.tosend))
         # Whoever holds a newer base waits for no one: B is rotated, and kept where it is needed.
         overtaken = leftover and bool(roles[Role.AHEAD])
-        return self._finish(source, leftover=leftover, overtaken=overtaken) and leftover
+        rotated = self._finish(taken, leftover=leftover, overtaken=overtaken)
+        return rotated and (leftover or goal is None)
 
-    def _is_unchanged(self, source: SourceView, abreast: list[Worker]) -> bool:
-        """Tell whether @sent is what both sides are by now; then record that, and write no ZFS."""
-        all_here = bool(abreast) and len(abreast) == len(self.workers)
-        if not self.resource.skip_unchanged or self.asked or not all_here:
-            return False
+    def _look_for_changes(self, source: SourceView, abreast: list[Worker]) -> frozenset[str] | None:
+        """Return what was written to on any side since @sent; None: that is not known, or asked.
+
+        It is known where both sides hold @sent, and the last run left nothing to do.
+        """
+        resource, all_here = self.resource, bool(abreast) and len(abreast) == len(self.workers)
+        if not (resource.skip_unchanged or resource.send_changed) or self.asked or not all_here:
+            return None
         for worker in abreast:
             assert worker.view is not None  # noqa: S101 - _roles looked
             entry = self.record.entry(worker.node, self.dst)
             if not judge.is_settled(
                 source, worker.view, entry, self.resource, names=self.names, who=self.who
             ):
-                return False
-        # What is written from here on may be seen or not: the claim is older than the look.
-        as_of, sent = record.now(), self.names.sent
-        if not self.side.sync_pool(self.src):
-            self.context.info("skip_unchanged: zpool sync failed, so that a new snapshot is taken")
-            return False
-        if not observe.is_unwritten(self.side, source.tree, sent):
-            return False
+                return None
+        changed = self._written(source.tree)
+        if changed is None or (changed and not resource.send_changed):
+            return None
 
         def look(worker: Worker) -> None:
             assert worker.view is not None  # noqa: S101
             assert worker.view.tree is not None  # noqa: S101 - it is settled
-            worker.unchanged = observe.is_unwritten(worker.side, worker.view.tree, sent)
+            worker.written = observe.read_written(worker.side, worker.view.tree, self.names.sent)
 
+        for worker in abreast:
+            worker.written = None
         self._each(abreast, look)
-        if not all(worker.unchanged for worker in abreast):
+        for worker in abreast:
+            if worker.written is None:  # it did not answer
+                return None
+            changed |= worker.written
+        return changed
+
+    def _written(self, tree: Tree) -> frozenset[str] | None:
+        """Return what was written to on the source since @sent; None where that is not known."""
+        if not self.side.sync_pool(self.src):
+            self.context.info("zpool sync failed: what was written is not known, all is sent")
+            return None
+        return observe.read_written(self.side, tree, self.names.sent)
+
+    def _is_unchanged(self, changed: frozenset[str] | None) -> bool:
+        return self.resource.skip_unchanged and changed is not None and not changed
+
+    def _few(self, source: SourceView, changed: frozenset[str] | None) -> frozenset[str] | None:
+        """Return what is sent alone, None for the whole tree."""
+        if changed is None or not self.resource.send_changed:
+            return None
+        return judge.few(source, changed, self.resource, self.names, record.now())
+
+    def _take_few(self, source: SourceView, few: frozenset[str]) -> bool:
+        """Take B of these alone; False: none was taken, one of them went meanwhile."""
+        try:
+            change(self.context, self.side, self._snapshot_few(source, few))
+        except CommandFailed as error:
+            self.context.info(f"{error.reason}: {error.detail}; the whole tree is sent")
             return False
-        self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))
         return True
+
+    def _snapshot_few(self, source: SourceView, few: frozenset[str]) -> zfs.Change:
+        full = [source.tree.full(name) for name in sorted(few)]
+        return zfs.snapshot_some(full, self.names.tosend, self.who.rid_value)
+
+    def _stand_in(
+        self, before: SourceView, taken: SourceView, few: frozenset[str]
+    ) -> SourceView | None:
+        """Return the view in which the @sent of the others stands for B, too.
+
+        None if something was written there before this look, which came after B: then the few are
+        brought to B like one that an earlier run left, and a new B is taken of all.
+        """
+        tree, sent = taken.tree, self.names.sent
+        others = {name: one for name, one in tree.datasets.items() if name not in few}
+        same = tree.guids(sent) == before.tree.guids(sent)
+        same = same and tree.datasets.keys() == before.tree.datasets.keys()
+        if not same or self._written(Tree(tree.root, others)) != frozenset():
+            self.context.info("more was written meanwhile: the whole tree is sent after this")
+            return None
+        goal = pairing.with_unchanged(tree, self.names.tosend, sent, others)
+        return replace(taken, tree=goal)
 
     def _roles(self, source: SourceView) -> dict[Role, list[Worker]]:
         """Return the targets by role; a refused one has none."""
@@ -768,25 +830,33 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
-        if self._is_unchanged(source, abreast):
+        as_of = record.now()
+        changed = self._look_for_changes(source, abreast)
+        if self._is_unchanged(changed):
+            self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))
             return
+        few = self._few(source, changed)
         pending = [(worker, self.names.tosend) for worker in abreast]
         pending += [(worker, self.names.tosend_for(worker.node)) for worker in joining]
         held = source.tree.datasets[ROOT].snapshots
         recursive = self.resource.recursive
         for goal in dict.fromkeys(goal for _, goal in pending):
-            if goal not in held:
+            if few:
+                show(self.side.shown(self._snapshot_few(source, few).argv))
+            elif goal not in held:
                 step = zfs.snapshot(self.src, goal, self.who.rid_value, recursive=recursive)
                 show(self.side.shown(step.argv))
         for worker, goal in pending:
             try:
-                self._show_branch(worker, source, goal)
+                self._show_branch(worker, source, goal, few)
             except SyncError as error:
                 worker.error = error
         if abreast and (leftover or not pending or self.names.tosend not in held):
             show(f"then rotate {self.src}@{self.names.tosend} to @{self.names.sent} on both sides")
 
-    def _show_branch(self, worker: Worker, source: SourceView, goal: str) -> None:
+    def _show_branch(
+        self, worker: Worker, source: SourceView, goal: str, few: frozenset[str] | None
+    ) -> None:
         assert worker.view is not None  # noqa: S101 - _roles looked
         source, view = observe.clear_up(
             self.side, worker.side, source, worker.view, self.who, deep=worker.deep
@@ -795,7 +865,12 @@ class Run:
             if dataset.partial is not None:
                 self._show_partial(worker, source, view, dataset)
                 return
-        branch = plan.plan_branch(source, view, self.resource, self.who, goal)
+        branch = plan.plan_branch(
+            source, view, self.resource, self.who, goal, one_by_one=few is not None
+        )
+        if few:
+            alone = tuple(one for one in branch.streams if one.relative in few)
+            branch = replace(branch, streams=alone)
         for text in branch.warnings:
             self.settings.show(f"# {text}")
         for step in branch.before:

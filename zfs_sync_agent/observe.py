@@ -447,14 +447,13 @@ def read_sizes(side: Side, names: Sequence[str], key: str) -> dict[str, int]:
     }
 
 
-def is_unwritten(side: Side, tree: Tree, base: str) -> bool:
-    """Tell whether nothing was written to any dataset of a tree since its snapshot `base`.
+def read_written(side: Side, tree: Tree, base: str) -> frozenset[str]:
+    """Return the datasets of a tree that were written to since their snapshot `base`.
 
-    What does not say so counts as written to. A property that was set leaves no trace here.
+    What does not say that it was not is among them. A property that was set leaves no trace here.
     """
-    names = [tree.full(name) for name in tree.datasets]
-    sizes = read_sizes(side, names, f"written@{base}")
-    return all(sizes.get(name) == 0 for name in names)
+    sizes = read_sizes(side, [tree.full(name) for name in tree.datasets], f"written@{base}")
+    return frozenset(name for name in tree.datasets if sizes.get(tree.full(name)) != 0)
 
 
 def read_needed(side: Side, source: SourceView, *, history: bool) -> int:

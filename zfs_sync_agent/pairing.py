@@ -170,6 +170,20 @@ def left_behind(source: Tree, goal: str) -> list[str]:
     ]
 
 
+def with_unchanged(tree: Tree, goal: str, base: str, unchanged: Container[str]) -> Tree:
+    """Return the tree in which the `base` of the unchanged datasets stands for the goal, too.
+
+    It holds what the goal would: nothing was written in between.
+    """
+    datasets = {
+        name: one._replace(snapshots={**one.snapshots, goal: one.snapshots[base]})
+        if name in unchanged
+        else one
+        for name, one in tree.datasets.items()
+    }
+    return Tree(tree.root, datasets)
+
+
 def is_ours(dataset: Dataset, who: Identity) -> bool:
     """Tell whether a snapshot in a dataset has the mark of this resource."""
     return any(snap.rid == who.rid_value for snap in dataset.snapshots.values())

@@ -131,6 +131,11 @@ def snapshot(root: str, name: str, rid: str, *, recursive: bool) -> Change:
     return Change(("snapshot", *depth, "-o", f"{RID}={rid}", f"{root}@{name}"))
 
 
+def snapshot_some(datasets: Iterable[str], name: str, rid: str) -> Change:
+    """Take the snapshot of these datasets of one pool and its mark in one transaction."""
+    return Change(("snapshot", "-o", f"{RID}={rid}", *(f"{one}@{name}" for one in datasets)))
+
+
 def rename_snapshot(dataset: str, old: str, new: str, *, recursive: bool) -> Change:
     """Rename a snapshot; with -r it is all or nothing."""
     depth = ("-r",) if recursive else ()

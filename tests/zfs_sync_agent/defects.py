@@ -225,7 +225,7 @@ def _(patch: Patch) -> None:
 
 @defect(
     "a child that lost the snapshot that is sent is forgotten",
-    "I2",
+    "I3",
     "lagging, a child lost the joining snapshot",
 )
 def _(patch: Patch) -> None:
@@ -622,7 +622,7 @@ def _(patch: Patch) -> None:
 
 @defect("nothing was written because the trees are alike", "I4", "a child was written to")
 def _(patch: Patch) -> None:
-    patch.setattr(observe, "is_unwritten", lambda *_: True)
+    patch.setattr(observe, "read_written", lambda *_: frozenset())
 
 
 @defect("what was written is asked before it is counted", "I4", "a child was written to just now")
@@ -636,10 +636,10 @@ def _(patch: Patch) -> None:
     "a child was written to before somebody's snapshot",
 )
 def _(patch: Patch) -> None:
-    def written(_side: observe.Side, tree: Tree, _base: str) -> bool:
-        return not any(one.written for one in tree.datasets.values())
+    def written(_side: observe.Side, tree: Tree, _base: str) -> frozenset[str]:
+        return frozenset(name for name, one in tree.datasets.items() if one.written)
 
-    patch.setattr(observe, "is_unwritten", written)
+    patch.setattr(observe, "read_written", written)
 
 
 @defect(
@@ -648,15 +648,61 @@ def _(patch: Patch) -> None:
     "nothing was written but to the replica",
 )
 def _(patch: Patch) -> None:
-    asked = observe.is_unwritten
+    asked = observe.read_written
 
-    def at_the_source(side: observe.Side, tree: Tree, base: str) -> bool:
-        return side.shell.node != "osol1" or asked(side, tree, base)
+    def at_the_source(side: observe.Side, tree: Tree, base: str) -> frozenset[str]:
+        return asked(side, tree, base) if side.shell.node == "osol1" else frozenset()
 
-    patch.setattr(observe, "is_unwritten", at_the_source)
+    patch.setattr(observe, "read_written", at_the_source)
 
 
 @defect("only the datasets of the replica are asked for", "I4", "only a child is new")
 def _(patch: Patch) -> None:
     patch.setattr(judge, "is_settled", lambda *_, **__: True)
-    patch.setattr(observe, "is_unwritten", lambda *_: True)
+    patch.setattr(observe, "read_written", lambda *_: frozenset())
+
+
+# --- runs that send some datasets alone -----------------------------------------------------------
+
+
+@defect(
+    "what is written to while B is taken is left out",
+    "I3",
+    "one of eight was written to",
+    "worked",
+)
+def _(patch: Patch) -> None:
+    written = Run._written
+
+    def once(self: Run, tree: Tree) -> frozenset[str] | None:
+        return written(self, tree) if ROOT in tree.datasets else frozenset()
+
+    patch.setattr(Run, "_written", once)
+
+
+@defect("A is dropped where no B takes its place", "I2", "one of eight was written to")
+def _(patch: Patch) -> None:
+    retire = rotating._retire
+
+    def everywhere(listing: Any, names: Names, old: set[str], _new: Any, retained: Any) -> Any:
+        return retire(listing, names, old, old, retained)
+
+    patch.setattr(rotating, "_retire", everywhere)
+
+
+@defect("what an earlier run took no B of counts as unchanged", "I3", "B of some left, target at A")
+def _(patch: Patch) -> None:
+    take = Run._take_snapshots
+
+    def standing_in(self: Run, source: SourceView, *args: Any, **words: Any) -> SourceView:
+        taken = take(self, source, *args, **words)
+        tree = taken.tree
+        rest = tree.datasets.keys() - tree.guids("tosend").keys()
+        return replace(taken, tree=pairing.with_unchanged(tree, "tosend", "sent", rest))
+
+    patch.setattr(Run, "_take_snapshots", standing_in)
+
+
+@defect("the target is rotated where nothing was sent", "I1", "one of eight was written to")
+def _(patch: Patch) -> None:
+    patch.setattr(rotating.Listing, "_is_whole", lambda self, *_: self.recursive)

@@ -18,7 +18,7 @@ from zfs_sync_agent.zfs import TOKEN
 
 from .notation import EPOCH
 
-MOST_STEPS = 1000  # of one world: an agent that needs more goes round in circles
+MOST_STEPS = 4000  # of one world: an agent that needs more goes round in circles
 
 
 class Killed(BaseException):

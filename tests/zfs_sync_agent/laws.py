@@ -337,10 +337,12 @@ class Guard:
             return
         here = self.world.pools[SOURCE][self.src]
         goal = here.at(claim.guid)
+        label = f"{self.resource.snap_prefix}sent"
         pairs = {
-            name[len(self.src) + 1 :]: one.snaps[goal].guid
+            name[len(self.src) + 1 :]: one.snaps[goal if goal in one.snaps else label].guid
             for name, one in self.inside(SOURCE).items()
             if goal in one.snaps
+            or (goal and label in one.snaps and self._is_as_at(one, label, here.snaps[goal].txg))
         }
         if goal is None or claim.digest != digest(pairs.items()) or claim.datasets != len(pairs):
             self._fail("I3", f"{node}: the state names a tree that the source does not have")
@@ -349,6 +351,13 @@ class Guard:
         if lacking := [name for name, guid in pairs.items() if guid not in held]:
             self._fail("I3", f"{node}: the state says it holds {goal}; {lacking} does not")
         self._hold_lag(node)
+
+    @staticmethod
+    def _is_as_at(one: Dataset, label: str, txg: int) -> bool:
+        """Tell whether a dataset was at that time what its snapshot holds."""
+        snap = one.snaps[label]
+        later = any(other.data and other.txg > snap.txg for other in one.snaps.values())
+        return snap.txg <= txg and not later and (not one.dirty or one.dirtied > txg)
 
     def _hold_equal(self, node: str) -> None:
         """A target is as good as now only where both sides hold no more than the same snapshots."""
@@ -365,7 +374,9 @@ class Guard:
             shared = {snap.guid for snap in there[twin].snaps.values()}
             common = [snap for snap in here[name].snaps.values() if snap.guid in shared]
             newest = max(common, key=lambda snap: snap.txg, default=None)
-            if newest is None or here[name].since(newest) or here[name].unsynced:
+            if newest is None or here[name].since(newest) + here[name].unsynced > (
+                here[name].dirty if EPOCH + 60 * here[name].dirtied > as_of else 0
+            ):
                 self._fail("I4", f"{node}: the state says that it is equal; {name} was written to")
             elif there[twin].since(there[twin].snaps[there[twin].at(newest.guid) or ""]):
                 self._fail("I4", f"{node}: the state says that it is equal; {twin} was written to")

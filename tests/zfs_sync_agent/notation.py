@@ -43,6 +43,7 @@ def resource(**changes: object) -> SyncResource:
         on_child_gone="follow",
         replica_readonly=True,
         skip_unchanged=False,
+        send_changed=False,
         only_if=None,
         send_options=(),
         receive_options=(),

@@ -80,7 +80,7 @@ class Lab:
         for full, here in tree.items():
             name = full[len(src) :]
             own = {one for one, snap in here.snaps.items() if snap.rid} - busy
-            if self.resource.skip_unchanged and here.dirty:
+            if (self.resource.skip_unchanged or self.resource.send_changed) and here.dirty:
                 wrong.append(f"source{name}: {here.dirty} bytes were not sent")
             if own != {"sent"}:
                 wrong.append(f"source{name}: {sorted(own)}")
@@ -257,6 +257,16 @@ class Lab:
             self.run(state)
             self.settle(state, f"nobody answered, then all but {node}")
 
+    def worked(self) -> Iterator[str]:
+        """Let someone write to the source's last dataset after each of its readings."""
+        _, after = self.length()
+        for number in range(1, after.readings[SOURCE] + 1):
+            state = self.start()
+            state.trouble.work = number
+            self.run(state)
+            yield ""
+            self.settle(state, f"written to after reading {number}")
+
 
 FAULTS: dict[str, Callable[[Lab], Iterator[str]]] = {
     "undisturbed": Lab.undisturbed,
@@ -264,15 +274,17 @@ FAULTS: dict[str, Callable[[Lab], Iterator[str]]] = {
     "lost": Lab.lost,
     "orphaned": Lab.orphaned,
     "misled": Lab.misled,
+    "worked": Lab.worked,
 }
 
 
 def prove(scenario: Scenario, fault: str) -> None:
     """Hold all laws in one scenario under one kind of fault, wherever it may happen."""
     COUNTS["start states"] += 1
-    what = {"undisturbed": "undisturbed", "misled": "false answers"}.get(fault, "kill points")
+    what = {"undisturbed": "undisturbed", "misled": "false answers", "worked": "writes"}
+    counted = what.get(fault, "kill points")
     for _ in FAULTS[fault](Lab(scenario)):
-        COUNTS[what] += 1
+        COUNTS[counted] += 1
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zfs_sync_agent import branch, observe
+from zfs_sync_agent import branch, judge, observe
 from zfs_sync_agent.errors import CommandFailed
 from zfs_sync_agent.model import MARK, Tree
 from zfs_sync_agent.observe import Side
@@ -10,7 +10,7 @@ from zfs_sync_agent.transport import Stage, Transfer
 
 from .fakerun import FakeRecord, run_agent
 from .notation import DST, SRC, WHO
-from .worlds import BOTH, ONE, TWO, claimed, resource_for, world
+from .worlds import BOTH, EIGHT, ONE, TWO, claimed, resource_for, world
 
 
 def test_a_complaint_is_told_without_the_usage_that_follows_it() -> None:
@@ -61,3 +61,13 @@ def test_a_target_without_our_mark_is_not_left_as_it_is_though_nothing_was_writt
     outcomes = run_agent(state, resource_for(ONE, skip_unchanged=True)) or []
     assert [one.error for one in outcomes] == [None]
     assert state.pools["osol2"][DST].props[MARK][0] == WHO.mark
+
+
+def test_where_one_of_the_few_went_meanwhile_the_whole_tree_is_sent() -> None:
+    state = claimed(world(EIGHT, EIGHT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "few", lambda *_: frozenset({"", "gone"}))
+        outcomes = run_agent(state, resource_for(ONE, send_changed=True)) or []
+    assert [one.error for one in outcomes] == [None]
+    (sent,) = [line for line in state.log if "zfs send" in line]
+    assert " -R " in sent

@@ -10,7 +10,7 @@ from zfs_sync_agent import judge, pairing, plan, record
 from zfs_sync_agent.errors import Refused
 from zfs_sync_agent.model import Capabilities, Partial
 
-from .notation import DST, SRC, WHO, resource, source, target, tree
+from .notation import DST, EPOCH, NAMES, SRC, WHO, resource, source, target, tree
 
 CAN = Capabilities(send=frozenset("RwLcpt"), receive=frozenset("soxv"))
 
@@ -114,3 +114,35 @@ def test_with_intermediary_any_snapshot_below_src_is_one_that_travels() -> None:
     given = resource(intermediary=True)
     assert plan.is_sent(f"{SRC}/a@daily", SRC, given)
     assert not plan.is_sent("tank/other@daily", SRC, given)
+
+
+EIGHT = dict.fromkeys(("", *"abcdefg"), "sent:60")
+NOW = EPOCH + 60 * 60
+
+
+def alone(*changed: str, now: int = NOW, words: dict[str, str] = EIGHT, **keys: object) -> str:
+    found = judge.few(source(words), frozenset(changed), resource(**keys), NAMES, now)
+    return "all" if found is None else " ".join(sorted(name or "root" for name in found))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [((), "root"), (("c",), "c root"), (("", "c"), "c root"), (("b", "c"), "all")],
+)
+def test_a_quarter_of_the_tree_at_most_is_sent_alone(
+    changed: tuple[str, ...], expected: str
+) -> None:
+    assert alone(*changed) == expected
+
+
+def test_the_whole_tree_is_sent_once_an_unchanged_dataset_has_an_old_snapshot() -> None:
+    words = {**EIGHT, "c": "sent:1", "d": "sent:1"}
+    limit = NOW - (EPOCH + 60)
+    assert alone("c", words=words, sync_max_delay=limit) == "all"
+    assert alone("c", words=words, sync_max_delay=limit + 1) == "c root"
+    assert alone("c", words={**words, "d": "sent:60"}, sync_max_delay=limit) == "c root"
+
+
+def test_a_resource_that_is_one_dataset_has_nothing_to_leave_out() -> None:
+    assert alone(words={"": "sent:1"}) == "all"
+    assert alone("c", recursive=False) == "all"

@@ -19,7 +19,7 @@ from .fakezfs import Dataset, Snap
 from .laws import PERSON, SOURCE, Guard
 from .notation import DST, SRC
 from .proof import Lab
-from .worlds import BOTH, NODES, Scenario, world
+from .worlds import BOTH, EIGHT, NODES, Scenario, world
 
 RUNS = 6  # within so many undisturbed runs it ends
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "0"))
@@ -36,6 +36,7 @@ OPTIONS: tuple[dict[str, object], ...] = (
     {"recursive": False},
     {"on_child_gone": "keep"},
     {"on_divergence": "refuse"},
+    {"send_changed": True},
 )
 labels = st.sampled_from(
     ("sent", "tosend", "tosend.osol2", "daily", "sent.20100619T122100Z-999999")
@@ -47,8 +48,9 @@ class Operators(RuleBasedStateMachine):
 
     @initialize(new=st.booleans(), late=st.booleans(), options=st.sampled_from(OPTIONS))
     def begin(self, new: bool, late: bool, options: dict[str, object]) -> None:
-        there = None if new else BOTH
-        start = Scenario("machine", lambda: world(BOTH, BOTH, there), options, True, late=late)
+        tree = EIGHT if "send_changed" in options else BOTH
+        there = None if new else tree
+        start = Scenario("machine", lambda: world(tree, tree, there), options, True, late=late)
         self.lab = Lab(start)
         self.state = self.lab.start()
 
@@ -175,6 +177,13 @@ class Operators(RuleBasedStateMachine):
         if one := self._dataset(node, name):
             self._log(f"{node}: write {name}")
             one.written += 4096
+
+    @rule(number=st.integers(1, 6))
+    def someone_writes_while_a_run_looks(self, number: int) -> None:
+        self._log(f"write after reading {number}")
+        self.state.trouble.work = self.state.readings.get(SOURCE, 0) + number
+        self.lab.run(self.state)
+        self.state.trouble.work = None
 
     @rule(node=sides, name=datasets, number=which)
     def snapshot_is_destroyed(self, node: str, name: str, number: int) -> None:

@@ -14,6 +14,7 @@ from .proof import Lab, prove
 from .worlds import (
     BOTH,
     CUT,
+    FEW,
     FIRST,
     KINDS,
     LATE,
@@ -21,6 +22,7 @@ from .worlds import (
     REFUSED,
     RESUMABLE,
     STANDARD,
+    UNCHANGED,
     Scenario,
     after_a_failure,
     world,
@@ -40,12 +42,12 @@ def cases(*situations: Scenario) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("situation", [*situations, *late], ids=str)
 
 
-@cases(*CUT, *KINDS, *REFUSED)
+@cases(*CUT, *KINDS, *REFUSED, *FEW)
 def test_a_run_killed_at_any_step_loses_no_base_and_heals(situation: Scenario) -> None:
     prove(situation, "killed")
 
 
-@cases(*CUT, *KINDS, *REFUSED)
+@cases(*CUT, *KINDS, *REFUSED, *FEW)
 def test_a_target_lost_at_any_step_loses_no_base_and_heals(situation: Scenario) -> None:
     prove(situation, "lost")
 
@@ -70,7 +72,7 @@ def test_a_false_answer_or_none_is_never_taken_for_the_truth(situation: Scenario
     prove(situation, "misled")
 
 
-@cases(*CUT, *FIRST, *KINDS)
+@cases(*CUT, *FIRST, *KINDS, *UNCHANGED, *FEW)
 def test_a_run_that_nothing_disturbs_ends_in_sync(situation: Scenario) -> None:
     prove(situation, "undisturbed")
 
@@ -78,6 +80,13 @@ def test_a_run_that_nothing_disturbs_ends_in_sync(situation: Scenario) -> None:
 @cases(*REFUSED)
 def test_what_must_not_be_written_to_is_refused(situation: Scenario) -> None:
     prove(situation, "undisturbed")
+
+
+@cases(*UNCHANGED, *FEW)
+def test_what_is_written_while_a_run_looks_is_sent_and_not_claimed_before(
+    situation: Scenario,
+) -> None:
+    prove(situation, "worked")
 
 
 # --- receives that can go on ---------------------------------------------------------------------

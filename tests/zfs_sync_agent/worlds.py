@@ -568,6 +568,67 @@ UNCHANGED = (
     ),
 )
 
+# Few of many datasets were written to.
+_ALONE = {"send_changed": True}
+EIGHT = dict.fromkeys(("", *"abcdefg"), "sent:1")
+FOUR = dict.fromkeys(("", *"abc"), "sent:1")
+TAKEN = FOUR | {"": "sent:1 tosend:2", "c": "sent:1 tosend:2"}
+ROTATED = FOUR | {"": "sent:2", "c": "sent:2"}
+
+FEW = (
+    Scenario(
+        "one of eight was written to", lambda: claimed(worked(world(EIGHT, EIGHT), "c")), _ALONE
+    ),
+    Scenario(
+        "one of eight was written to, two targets",
+        lambda: claimed(worked(world(EIGHT, EIGHT, EIGHT), "c")),
+        _ALONE,
+    ),
+    Scenario("none of four was written to", lambda: claimed(world(FOUR, FOUR)), _ALONE),
+    Scenario(
+        "one of eight replicas was written to",
+        lambda: claimed(written(world(EIGHT, EIGHT), "c")),
+        _ALONE,
+    ),
+    Scenario(
+        "none of four was written to, and @sent is as old as may be",
+        lambda: claimed(world(FOUR, FOUR)),
+        {**_ALONE, "sync_max_delay": 60},
+    ),
+    Scenario(
+        "none of five was written to, one is gone",
+        lambda: gone(claimed(world({**FOUR, "d": "sent:1"}, {**FOUR, "d": "sent:1"})), "b"),
+        _ALONE,
+    ),
+    Scenario(
+        "B of some left, target at A", lambda: claimed(worked(world(TAKEN, FOUR), "b")), _ALONE
+    ),
+    Scenario(
+        "B of some left, target half rotated",
+        lambda: claimed(world(TAKEN, FOUR | {"": "sent:2", "c": "sent:1 tosend:2"})),
+        _ALONE,
+    ),
+    Scenario("B of some left, one rotated", lambda: claimed(world(TAKEN, ROTATED, FOUR)), _ALONE),
+    Scenario("@sent of unlike age", lambda: claimed(world(ROTATED, ROTATED)), _ALONE),
+    Scenario(
+        "@sent of unlike age, one lags",
+        lambda: claimed(
+            world(
+                FOUR | {"": "kept:1 sent:2", "c": "kept:1 sent:2"},
+                ROTATED,
+                FOUR,
+                retained="kept:1=osol3;sent=osol3",
+            )
+        ),
+        _ALONE,
+    ),
+    Scenario(
+        "A of some destroyed on the source",
+        lambda: world(FOUR | {"": "tosend:2", "c": "sent:1 tosend:2"}, ROTATED),
+        _ALONE,
+    ),
+)
+
 # A receive that was cut, and can go on.
 REST = (
     Scenario(
@@ -656,7 +717,7 @@ _CUT_AGAIN = (
 
 # A join goes on beside the others: the two orders are what a single thread can show of that.
 _JOINING = ("lag", "new one", "overtaken")
-STANDARD = (*CUT, *FIRST, *KINDS, *REFUSED, *UNCHANGED)
+STANDARD = (*CUT, *FIRST, *KINDS, *REFUSED, *UNCHANGED, *FEW)
 LATE = tuple(
     replace(one, late=True) for one in STANDARD if any(word in one.name for word in _JOINING)
 )
