@@ -49,7 +49,15 @@ CHUNK = 1 << 20
 # one such target must not hold up the others.
 ANSWER_SECONDS = 900
 
+# Names of so many bytes are arguments of the command itself; more of them reach it by xargs.
+ARGUMENT_BYTES = 16 * 1024
+
 Words = Sequence[str]
+
+
+def fit(names: Words) -> bool:
+    """Tell whether names are few enough to be arguments, however they have to be quoted."""
+    return sum(map(len, names)) + 3 * len(names) <= ARGUMENT_BYTES
 
 
 def quote(words: Words) -> str:
@@ -300,7 +308,7 @@ class Shell:
     def run(self, words: Words, names: Words | None = None, text: str | None = None) -> Answer:
         """Run a command; `text` (whole lines) is its standard input.
 
-        `names` reach it as arguments by way of xargs, however many there are. Raises NoAnswer where
+        `names` reach it as arguments, by way of xargs where they are many. Raises NoAnswer where
         the connection does not answer: whether the command ran is then unknown.
         """
         token = f"zfs_sync_{secrets.token_hex(12)}"
@@ -337,9 +345,10 @@ class Shell:
 
     @staticmethod
     def _script(words: Words, names: Words | None, text: str | None, token: str) -> str:
-        command = f"{quote(words)} </dev/null\n"
-        if names is not None:
-            # A command string over 128 KiB fails, so a long list goes through standard input.
+        few = names if names and fit(names) else ()
+        command = f"{quote((*words, *few))} </dev/null\n"
+        if names is not None and not few:
+            # What is too much for one command line goes through standard input.
             listed = "\n".join(names)
             command = f"tr '\\n' '\\0' <<'{token}' | xargs -0 {quote(words)}\n{listed}\n{token}\n"
         if text is not None:

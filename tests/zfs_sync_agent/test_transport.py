@@ -126,18 +126,42 @@ def test_names_reach_the_command_however_many_there_are(shell: Shell) -> None:
     assert answer.stdout.splitlines() == names
 
 
+@pytest.fixture(params=["few", "many"])
+def amount(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Names are arguments at once, or reach the command by xargs, however many there are."""
+    if request.param == "many":
+        monkeypatch.setattr(transport, "ARGUMENT_BYTES", 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("amount")
 @pytest.mark.parametrize("name", [one for one in HOSTILE if "\n" not in one and one])
 def test_a_hostile_name_arrives_as_it_is(shell: Shell, name: str) -> None:
     assert shell.run(("printf", "%s|", "x"), ["a", name, "b"]).stdout == f"x|a|{name}|b|"
 
 
+@pytest.mark.usefixtures("amount")
 def test_a_name_with_a_newline_is_never_a_command(shell: Shell, tmp_path: Path) -> None:
     shell.run(("true",), [f"a\ntouch {tmp_path}/made"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_that_fails_for_some_names_says_so_by_its_status(shell: Shell) -> None:
-    assert shell.run(("sh", "-c", "exit 1", "sh"), ["a"]).status == 123
+def test_a_command_that_fails_for_some_names_says_so_by_its_status(
+    shell: Shell, amount: str
+) -> None:
+    status = shell.run(("sh", "-c", "exit 1", "sh"), ["a"]).status
+    assert status == {"few": 1, "many": 123}[amount]
+
+
+def test_few_names_cost_one_process(shell: Shell) -> None:
+    parent = ("sh", "-c", "echo $PPID $#", "sh")
+    few, many = (shell.run(parent, ["name"] * count).stdout.split() for count in (50, 5000))
+    here = shell.run(("sh", "-c", "echo $PPID")).stdout.strip()
+    assert (few, many[0] == here) == ([here, "50"], False)
+
+
+def test_no_name_is_never_all_names(shell: Shell) -> None:
+    assert shell.run(("sh", "-c", "echo $#", "sh"), []).stdout == "1\n"
 
 
 def test_text_is_the_commands_standard_input(shell: Shell) -> None:
