@@ -190,7 +190,7 @@ def _ours(
 def _tell_what_stays(side: Side, src: str, datasets: Sequence[str], rid: str) -> None:
     """@sent is the only base that both sides hold: with it the service may come back."""
     tree = observe.deepen(
-        side, observe.read_tree(side, src, datasets, ()), _relative(src, datasets)
+        side, observe.read_tree(side, src, datasets, (), {}), _relative(src, datasets)
     )
     names = {s.name for d in tree.datasets.values() for s in d.snapshots.values() if s.rid == rid}
     for name in sorted(names):

@@ -3,9 +3,10 @@
 It never changes anything. No answer is raised, it never reads as "absent".
 """
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from zfs_sync_agent import pairing, zfs
@@ -26,9 +27,11 @@ from zfs_sync_agent.model import (
     parse_nodes,
     parse_standing,
 )
-from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell
+from zfs_sync_agent.transport import SSH_FAILED, Answer, Shell, fit
 
 XARGS_FAILED = 123  # xargs: at least one command exited 1 to 125
+
+Found = Mapping[str, dict[str, str]]  # name -> its properties; {}: the name does not exist
 
 # So many datasets are asked for at once. What is read of an answer takes several MB meanwhile, and
 # xargs starts another zfs after 128 KiB of names anyway.
@@ -173,7 +176,11 @@ def read_root(side: Side, root: str) -> dict[str, str]:
 def read_names(side: Side, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the properties of the names that exist."""
     argv = zfs.get_names_argv(side.can)
-    answer = side.run(argv, names)
+    return _parse_names(side, names, side.run(argv, names))
+
+
+def _parse_names(side: Side, names: Sequence[str], answer: Answer) -> dict[str, dict[str, str]]:
+    argv = zfs.get_names_argv(side.can)
     if answer.status not in (0, 1, XARGS_FAILED):
         raise side.no_answer(argv, answer)
     what = f"cannot read {names[0]} on {side.shell.node}"
@@ -181,14 +188,26 @@ def read_names(side: Side, names: Sequence[str]) -> dict[str, dict[str, str]]:
     return zfs.parse_names(answer.stdout)
 
 
-def read_tree(side: Side, root: str, datasets: Sequence[str], own_names: Iterable[str]) -> Tree:
-    """Return the datasets with their own snapshots; others are not asked for, however many."""
+def _with_snapshots(datasets: Iterable[str], own: Sequence[str]) -> list[str]:
+    return [name for full in datasets for name in (full, *(f"{full}@{one}" for one in own))]
+
+
+def read_tree(
+    side: Side, root: str, datasets: Sequence[str], own_names: Iterable[str], found: Found
+) -> Tree:
+    """Return the datasets with their own snapshots; others are not asked for, however many.
+
+    What was `found` already is not asked for.
+    """
     own = sorted(set(own_names))
 
     def read() -> Iterator[Dataset]:
         for some in portions(datasets):
-            names = [name for full in some for name in (full, *(f"{full}@{one}" for one in own))]
-            for one in zfs.build_datasets(root, some, read_names(side, names)):
+            names = _with_snapshots(some, own)
+            known = {name: found[name] for name in names if name in found}
+            left = [name for name in names if name not in known] if known else names
+            properties = {**known, **(read_names(side, left) if left else {})}
+            for one in zfs.build_datasets(root, some, properties):
                 yield one._replace(name=sys.intern(one.name))  # a name is in four trees at a time
 
     return Tree(root, Packed(read()))
@@ -233,7 +252,7 @@ def observe_source(
             hint="create it, or write src@NODE = in the service file if this node never sends",
         )
     retained = names.own(parse_nodes(marks.get(RETAINED)))
-    tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained))
+    tree = read_tree(side, src, datasets, (names.sent, names.tosend, *retained), {})
     if deep:
         tree = deepen(side, tree, list(tree.datasets))
     standing = parse_standing(marks.get(MARK))
@@ -272,15 +291,32 @@ def observe_target(
     view = TargetView(node, dst, None, None, {}, offset, (), held, side.can)
     if not datasets:
         return replace(view, missing_parents=_missing_parents(side, dst))
+    own = _own_names(node, names, source, also)
+    view = _read_target(side, view, names, own, (datasets, marks, {}))
+    if deep and view.tree is not None:
+        view = replace(view, tree=deepen(side, view.tree, list(view.tree.datasets)))
+    return view
+
+
+def _own_names(node: str, names: Names, source: SourceView, also: Iterable[str]) -> set[str]:
+    """Return the snapshots that are asked for on a target, but for those that it names itself."""
+    return {names.sent, names.tosend, names.tosend_for(node), *source.retained, *also}
+
+
+def _read_target(
+    side: Side,
+    view: TargetView,
+    names: Names,
+    own: set[str],
+    seen: tuple[Sequence[str], Mapping[str, str], Found],
+) -> TargetView:
+    """Return a target that is there: `seen` are its datasets, its marks, and what was found."""
+    datasets, marks, found = seen
     retained = names.own(parse_nodes(marks.get(RETAINED)))
-    own = (names.sent, names.tosend, names.tosend_for(node), *source.retained, *retained, *also)
-    tree = read_tree(side, dst, datasets, own)
-    if deep:
-        tree = deepen(side, tree, list(tree.datasets))
     standing = parse_standing(marks.get(MARK))
     return replace(
         view,
-        tree=tree,
+        tree=read_tree(side, view.dst, datasets, own | set(retained), found),
         mark=standing.replica_of,
         source_since=standing.source_since,
         repair=standing.repair,
@@ -300,21 +336,28 @@ def relist(
 ) -> TargetView:
     """Return the target as it is now: the verdict after a transfer, whatever the commands said.
 
-    `renamed` are snapshot names that were given meanwhile.
+    `renamed` are snapshot names that were given meanwhile. What is expected there, from what was
+    there and from the source, is asked for in the round trip that lists the datasets.
     """
     datasets = target.tree.datasets.values() if target.tree else ()
     seen = {name for one in datasets for name in one.snapshots}
-    also = {name for name in seen if names.is_own(name) or name.startswith("recv-")}
-    found = observe_target(
-        side,
-        target.node,
-        target.dst,
-        names,
-        source,
-        recursive=recursive,
-        also=frozenset(also | renamed),
-    )
-    return replace(found, state_text=target.state_text, clock_offset=target.clock_offset)
+    also = renamed | {name for name in seen if names.is_own(name) or name.startswith("recv-")}
+    own = _own_names(target.node, names, source, (*target.retained, *also))
+    tree = target.tree or Tree(target.dst, {})
+    expected = dict.fromkeys((*tree.datasets, *source.tree.datasets))
+    asked = _with_snapshots(map(tree.full, expected), sorted(own))
+    more = [side.words((*zfs.get_names_argv(side.can), *asked))] if fit(asked) else []
+    listed, marks, answers = look(side, target.dst, recursive=recursive, more=more)
+    found: Found = {}
+    # One of them may be no name at all: what is there is then asked for by itself.
+    with contextlib.suppress(NoAnswer):
+        for answer in answers:
+            found = {name: {} for name in asked} | _parse_names(side, asked, answer)
+    offset, held = target.clock_offset, target.state_text
+    view = TargetView(target.node, target.dst, None, None, {}, offset, (), held, side.can)
+    if not listed:
+        return replace(view, missing_parents=_missing_parents(side, target.dst))
+    return _read_target(side, view, names, own, (listed, marks, found))
 
 
 def clear_up(
