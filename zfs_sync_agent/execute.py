@@ -85,6 +85,7 @@ class Worker:
         self.written: frozenset[str] | None = None  # what was written to there since @sent
         self.beside = False  # what is sent goes beside dst, and then takes its place
         self.thread: threading.Thread | None = None
+        self._settled = threading.Event()
 
     @property
     def knowledge(self) -> rotating.Knowledge:
@@ -108,9 +109,21 @@ class Worker:
             except Exception as error:
                 what = f"internal failure: {type(error).__name__}"
                 self.error = self.error or CommandFailed(what, detail=str(error))
+            finally:
+                self.settle()
 
+        self._settled.clear()
         self.thread = threading.Thread(target=guarded)
         self.thread.start()
+
+    def settle(self) -> None:
+        """Tell that what is left of the step is the copy of the state alone."""
+        self._settled.set()
+
+    def wait_until_settled(self) -> None:
+        """Wait for as much of the step as the others have to know of."""
+        if self.thread is not None:
+            self._settled.wait()
 
     def wait(self) -> None:
         """Wait for the step."""
@@ -175,12 +188,14 @@ class Run:
         try:
             self._go()
         finally:
+            here = [worker for worker in self.workers if not worker.joins]
+            for worker in here:
+                worker.wait()
+                worker.side.shell.leave()  # all at once: it is a round trip each
             self.side.shell.close()
-            for worker in self.workers:
-                if not worker.joins:
-                    worker.wait()
-                    worker.side.shell.close()
-                    worker.lock.close()
+            for worker in here:
+                worker.side.shell.close()
+                worker.lock.close()
             self.lock.close()
         for worker in self.workers:
             worker.wait()
@@ -301,11 +316,16 @@ class Run:
 
     def _each(self, workers: Iterable[Worker], act: Callable[[Worker], None]) -> None:
         """Take one step of all targets at once; wait for all."""
+        for worker in self._begin(workers, act):
+            worker.wait()
+
+    @staticmethod
+    def _begin(workers: Iterable[Worker], act: Callable[[Worker], None]) -> list[Worker]:
+        """Begin one step of all targets at once; return those of which it has begun."""
         busy = [worker for worker in workers if worker.error is None and not worker.joins]
         for worker in busy:
             worker.start(act)
-        for worker in busy:
-            worker.wait()
+        return busy
 
     # --- observe ------------------------------------------------------------------------------
 
@@ -372,11 +392,17 @@ class Run:
         for worker in joining:
             self._start_join(worker, taken)
         wanted = goal or taken
-        self._each(abreast, lambda worker: self._branch(worker, wanted, self.names.tosend))
+        busy = self._begin(abreast, lambda one: self._branch(one, wanted, self.names.tosend))
+        for worker in busy:
+            worker.wait_until_settled()
         # Whoever holds a newer base waits for no one: B is rotated, and kept where it is needed.
         overtaken = leftover and bool(roles[Role.AHEAD])
-        rotated = self._finish(taken, leftover=leftover, overtaken=overtaken)
-        return rotated and (leftover or goal is None)
+        try:
+            rotated = self._finish(taken, leftover=leftover, overtaken=overtaken)
+            return rotated and (leftover or goal is None)
+        finally:
+            for worker in busy:
+                worker.wait()
 
     def _look_for_changes(self, source: SourceView, abreast: list[Worker]) -> frozenset[str] | None:
         """Return what was written to on any side since @sent; None: that is not known, or asked.
@@ -820,6 +846,7 @@ class Run:
         self.context.info(
             f"copy {quote((self.record.path,))} to {quote((f'{worker.node}:{self.record.path}',))}"
         )
+        worker.settle()  # the source is rotated meanwhile
         self.record.push(worker.side, worker.node)
 
     # --- dry run ------------------------------------------------------------------------------

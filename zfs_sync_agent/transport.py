@@ -266,15 +266,20 @@ class Shell:
         taken, self._data = self._data, None
         return taken
 
-    def close(self) -> None:
-        """Let the remote sh see the end of its input, and end what does not."""
+    def leave(self) -> None:
+        """Let the remote sh see the end of its input; it needs no more of what was made for it."""
         if (unused := self.take_data()) is not None:
             unused.close()
+        if self._child is not None:
+            _close(self._child.stdin)
+
+    def close(self) -> None:
+        """Leave, and end what does not end by that."""
+        self.leave()
         if self._child is None:
             return
-        for stream in (self._child.stdin, self._child.stdout, self._child.stderr):
-            with contextlib.suppress(OSError):
-                stream.close()
+        for stream in (self._child.stdout, self._child.stderr):
+            _close(stream)
         try:
             self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:

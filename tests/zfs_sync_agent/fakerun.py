@@ -114,6 +114,9 @@ class _Worker(Worker):
         if not (self.lazy and self.joins):
             self._go()
 
+    def wait_until_settled(self) -> None:
+        self._go()
+
     def wait(self) -> None:
         self._go()
 

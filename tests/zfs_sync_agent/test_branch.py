@@ -1,14 +1,19 @@
 """What is told of a transfer that failed, of a source that shows no goal, of one at rest."""
 
+import threading
+from collections.abc import Callable
+
 import pytest
 
+from check_zfs_sync.service import Target
 from zfs_sync_agent import branch, judge, observe
 from zfs_sync_agent.errors import CommandFailed
+from zfs_sync_agent.execute import Worker
 from zfs_sync_agent.model import MARK, Tree
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Stage, Transfer
 
-from .fakerun import FakeRecord, run_agent
+from .fakerun import FakeRecord, FakeShell, _lock, run_agent
 from .notation import DST, SRC, WHO
 from .worlds import BOTH, EIGHT, ONE, TWO, claimed, resource_for, world
 
@@ -71,3 +76,44 @@ def test_where_one_of_the_few_went_meanwhile_the_whole_tree_is_sent() -> None:
     assert [one.error for one in outcomes] == [None]
     (sent,) = [line for line in state.log if "zfs send" in line]
     assert " -R " in sent
+
+
+@pytest.fixture
+def worker() -> Worker:
+    side = Side(FakeShell(world(BOTH, BOTH), "osol2"), ("zfs",), sudo=False)
+    return Worker(Target("osol2", "nodes"), _lock(), side, side)
+
+
+def test_a_copy_of_the_state_holds_up_nobody_who_waits_for_the_data(worker: Worker) -> None:
+    copied = threading.Event()
+
+    def act(one: Worker) -> None:
+        one.settle()
+        assert copied.wait(60)
+        raise CommandFailed("no room for the state file")
+
+    worker.start(act)
+    worker.wait_until_settled()
+    assert worker.error is None
+    copied.set()
+    worker.wait()
+    assert "no room" in str(worker.error)
+
+
+def _fail(_: Worker) -> None:
+    raise CommandFailed("the receive failed")
+
+
+def _break(_: Worker) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("act", [_fail, _break, Worker.settle])
+def test_who_waits_for_the_data_does_not_wait_for_what_failed(
+    worker: Worker, act: Callable[[Worker], None]
+) -> None:
+    for _ in range(2):  # a second cycle waits for its own step
+        worker.start(act)
+        worker.wait_until_settled()
+        worker.wait()
+    assert (worker.error is None) == (act is Worker.settle)

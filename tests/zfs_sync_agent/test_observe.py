@@ -73,6 +73,7 @@ def test_a_large_tree_is_asked_for_in_portions_and_read_whole(
     assert all(list(one.snapshots) == ["sent"] for one in whole.datasets.values())
     assert asked == [2 * observe.PORTION, 2 * observe.PORTION, 2]
 
+
 # --- a target is listed anew ----------------------------------------------------------------------
 
 
