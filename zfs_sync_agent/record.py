@@ -30,7 +30,8 @@ from zfs_sync_agent.observe import Side
 # One shell word: $1 is the folder, $2 the file. mv is the rename that a reader cannot look between;
 # what a kill has left of an earlier copy goes first.
 _RECEIVE = (
-    'umask 022; t="$1/.$2.$$.tmp"; mkdir -p "$1" && rm -f "$1/.$2."*.tmp &&'
+    'umask 022; t="$1/.$2.$$.tmp"; { [ -d "$1" ] || mkdir -p "$1"; } &&'
+    ' { set -- "$1" "$2" "$1/.$2."*.tmp; [ ! -e "$3" ] || rm -f "$1/.$2."*.tmp; } &&'
     ' cat > "$t" && chmod 644 "$t" && { sync -d "$t" 2>/dev/null || :; } &&'
     ' mv -f "$t" "$1/$2" || { rm -f "$t"; exit 1; }'
 )

@@ -82,7 +82,7 @@ _BEATING = quote(
 
 # The remote side of a data connection that was made before its command was known. Of a line that is
 # cut, `read` says so, and nothing of it is run.
-_AWAITING = quote(("sh", "-c", 'IFS= read -r it && eval "$it"'))
+_AWAITING = quote(("sh", "-c", 'IFS= read -r it && eval "exec $it"'))
 
 
 # What feeds a receive stands before it in a pipe: "$0" is the receive, the arguments are the rest.
