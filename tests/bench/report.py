@@ -15,7 +15,7 @@ from statistics import median
 from .measure import Result, Results
 
 RTT_SECONDS = 0.5  # of the work "trips"
-CONNECTIONS = 2
+HANDSHAKES = 1  # one behind the other: that of the data connection goes on meanwhile
 PEERLESS = ("sequence", "pipe", "ours", "ssh")
 
 Found = Mapping[str, Results]
@@ -120,7 +120,7 @@ def _against_others(found: Found, work: str, ours: float) -> Iterator[Figure]:
         trips = (ours - near) / RTT_SECONDS
         handshake = (ssh - ssh_near) / RTT_SECONDS
         yield Figure(f"{work}: round trips of a connection", handshake, "")
-        beyond = trips - CONNECTIONS * handshake
+        beyond = trips - HANDSHAKES * handshake
         yield Figure(f"{work}: ours, round trips beyond connecting", beyond, "", None, 8)
 
 
