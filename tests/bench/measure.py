@@ -120,7 +120,7 @@ class Turn:
         if self.who is CONNECTION:
             return
         self.sh(GROW)
-        self.sh(CHANGE)
+        self.source.sh(CHANGE, env={**self.env, "KIB": "4"})  # the first stream is not measured
         for one in self.targets:
             one.sh(f"zfs list {self.dst} >/dev/null 2>&1 || zfs create -p ${{0%/*}}", self.dst)
         self.probe(self.who.first or self.who.run, FIRST_SECONDS)

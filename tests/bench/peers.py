@@ -11,6 +11,7 @@ zrepl and the like are in neither Debian 12 nor PyPI, and so not here.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -89,17 +90,27 @@ PIPE = Contender(
 )
 
 AGENT = f"{_python('ours')} -m zfs_sync_agent --config-dir /run/conf/$TREE syncupdate"
-OURS = Contender(
-    "ours",
-    first=f"""
-        mkdir -p /run/conf/$TREE /var/lib/zfs_sync
-        printf '%s\\n' '[sync#1]' 'type = zfs' "src@$(hostname) = $SRC" "dst = $DST" \\
-            "target = $TARGETS" >/run/conf/$TREE/$TREE.conf
-        {AGENT}""",
-    run=AGENT,
-    many=True,
-    pip="plumbum nagiosplugin",
-)
+
+
+def _agent(name: str, *keys: str, pip: str = "") -> Contender:
+    """Return the agent with keys besides those that it must have."""
+    lines = ("[sync#1]", "type = zfs", *keys)
+    return Contender(
+        name,
+        first=f"""
+            mkdir -p /run/conf/$TREE /var/lib/zfs_sync
+            printf '%s\\n' {shlex.join(lines)} "src@$(hostname) = $SRC" "dst = $DST" \\
+                "target = $TARGETS" >/run/conf/$TREE/$TREE.conf
+            {AGENT}""",
+        run=AGENT,
+        many=True,
+        pip=pip,
+    )
+
+
+OURS = _agent("ours", pip="plumbum nagiosplugin")
+# What costs as much as what changed, where zfs tells what was written (OpenZFS).
+CHANGED = _agent("ours-changed", "skip_unchanged = True", "send_changed = True")
 
 SYNCOID = Contender(
     "syncoid",
@@ -156,7 +167,7 @@ PYZNAP = Contender(
 CONNECTION = Contender("ssh", first=":", run="exec ssh $T true")
 
 PEERS = (SYNCOID, AUTOBACKUP, BZFS, REPLICATE, PYZNAP)
-EVERYONE = (SEQUENCE, PIPE, OURS, *PEERS)
+EVERYONE = (SEQUENCE, PIPE, OURS, CHANGED, *PEERS)
 COUNTING = "strace libunwind8"  # what counts processes, see measure.py
 
 

@@ -16,7 +16,8 @@ from .measure import Result, Results
 
 RTT_SECONDS = 0.5  # of the work "trips"
 HANDSHAKES = 1  # one behind the other: that of the data connection goes on meanwhile
-PEERLESS = ("sequence", "pipe", "ours", "ssh")
+AGENTS = ("ours", "ours-changed")  # with default settings; with those that look at what changed
+PEERLESS = ("sequence", "pipe", *AGENTS, "ssh")
 
 Found = Mapping[str, Results]
 
@@ -74,9 +75,9 @@ def goals(found: Found) -> Iterator[Figure]:
     """Return the figures that have a goal, as far as they were measured."""
     for work, results in found.items():
         kind, _, size = work.partition("/")
-        ours = wall(found, work, "ours")
-        if ours is not None:
-            yield from _against_others(found, work, ours)
+        for who in AGENTS:
+            if (ours := wall(found, work, who)) is not None:
+                yield from _against_others(found, work, who, ours)
         if kind == "own":
             agent = results["ours"]
             cpu, memory = middle(agent, "cpu"), middle(agent, "memory")
@@ -95,33 +96,33 @@ def goals(found: Found) -> Iterator[Figure]:
                     yield Figure(name, checked - bare, "s", None, goal)
 
 
-def _against_others(found: Found, work: str, ours: float) -> Iterator[Figure]:
+def _against_others(found: Found, work: str, who: str, ours: float) -> Iterator[Figure]:
     kind, _, size = work.partition("/")
     results = found[work]
     sequence, pipe = wall(found, work, "sequence"), wall(found, work, "pipe")
     if kind == "one" and sequence:
         goal = 0.7 if size == "20" else None
-        yield Figure(f"{work}: ours to the bare sequence", ours, "s", sequence, goal)
+        yield Figure(f"{work}: {who} to the bare sequence", ours, "s", sequence, goal)
     if kind == "bulk" and pipe:
         goal = 1.03 if size == "1000" else None
-        yield Figure(f"{work}: ours to the bare pipe", ours, "s", pipe, goal)
+        yield Figure(f"{work}: {who} to the bare pipe", ours, "s", pipe, goal)
     others = [middle(one, "wall") for name, one in results.items() if name not in PEERLESS]
     fastest = min((one for one in others if one is not None), default=None)
     if fastest and kind != "bulk":
         goal = 0.4 if kind == "one" and size in {"20", "100"} else None
-        yield Figure(f"{work}: ours to the fastest other program", ours, "s", fastest, goal)
-    one_target = wall(found, "targets/1", "ours")
+        yield Figure(f"{work}: {who} to the fastest other program", ours, "s", fastest, goal)
+    one_target = wall(found, "targets/1", who)
     if kind == "targets" and size != "1" and one_target:
         goal = 1.3 if size == "4" else None
-        yield Figure(f"{work}: ours to one target", ours, "s", one_target, goal)
-    near, ssh = wall(found, f"one/{size}", "ours"), wall(found, work, "ssh")
+        yield Figure(f"{work}: {who} to one target", ours, "s", one_target, goal)
+    near, ssh = wall(found, f"one/{size}", who), wall(found, work, "ssh")
     ssh_near = wall(found, f"one/{size}", "ssh")
     if kind == "trips" and near and ssh and ssh_near:
         trips = (ours - near) / RTT_SECONDS
         handshake = (ssh - ssh_near) / RTT_SECONDS
         yield Figure(f"{work}: round trips of a connection", handshake, "")
         beyond = trips - HANDSHAKES * handshake
-        yield Figure(f"{work}: ours, round trips beyond connecting", beyond, "", None, 8)
+        yield Figure(f"{work}: {who}, round trips beyond connecting", beyond, "", None, 8)
 
 
 def everything(found: Found) -> Iterator[Figure]:
@@ -226,7 +227,7 @@ def picture(about: About, found: Found) -> str:
         for who, time in times.items():
             label = f"{time / base:.2f} ({time:.2f} s)" if time else "failed"
             length = (time or 0) / most * (width - left - 110)
-            color = "#2b6cb0" if who == "ours" else "#a0aec0"
+            color = "#2b6cb0" if who in AGENTS else "#a0aec0"
             lines.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{who}</text>')
             lines.append(
                 f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 3}" fill="{color}"/>'
