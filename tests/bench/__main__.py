@@ -53,6 +53,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--smoke", action="store_true", help="each work once, as small as may be")
     parser.add_argument("--out", type=Path, default=BUILD / "results", help="a folder")
+    parser.add_argument("--name", default=LAB, help="what its files are called (%(default)s)")
     return parser.parse_args()
 
 
@@ -83,7 +84,7 @@ def main() -> int:
 
     def keep(work: Work, results: Results) -> None:
         found[work.name] = results
-        write(args.out, LAB, about, found)
+        write(args.out, args.name, about, found)
 
     for work in works:
         if work.alone:
@@ -97,7 +98,7 @@ def main() -> int:
             bench = Bench(source, targets, rounds, args.budget)
             for work in together:
                 keep(work, bench.measure(work, who))
-    say(f"the results are in {args.out}/{LAB}.md, .json and .svg")
+    say(f"the results are in {args.out}/{args.name}.md, .json and .svg")
     return 0
 
 

@@ -72,22 +72,30 @@ SEQUENCE = Contender(
     many=True,
 )
 
-PIPE = Contender(
-    "pipe",
-    first="""
-        zfs snapshot -r $SRC@a
-        for t in $TARGETS; do zfs send -R $SRC@a | ssh $t zfs receive -d $POOL; done""",
-    before="zfs snapshot -r $SRC@b",
-    run="""
-        for t in $TARGETS; do zfs send -R -i $SRC@a $SRC@b | ssh $t zfs receive -d $POOL & done
-        wait""",
-    after="""
-        for t in $TARGETS; do
-            ssh $t "zfs destroy -r $DST@a && zfs rename -r $DST@b $DST@a"
-        done
-        zfs destroy -r $SRC@a && zfs rename -r $SRC@b $SRC@a""",
-    many=True,
-)
+
+def _pipe(name: str, mark: str) -> Contender:
+    snapshot = f"zfs snapshot -r {mark} $SRC"
+    return Contender(
+        name,
+        first=f"""
+            {snapshot}@a
+            for t in $TARGETS; do zfs send -R $SRC@a | ssh $t zfs receive -d $POOL; done""",
+        before=f"{snapshot}@b",
+        run="""
+            for t in $TARGETS; do zfs send -R -i $SRC@a $SRC@b | ssh $t zfs receive -d $POOL & done
+            wait""",
+        after="""
+            for t in $TARGETS; do
+                ssh $t "zfs destroy -r $DST@a && zfs rename -r $DST@b $DST@a"
+            done
+            zfs destroy -r $SRC@a && zfs rename -r $SRC@b $SRC@a""",
+        many=True,
+    )
+
+
+PIPE = _pipe("pipe", "")
+# What a property on each snapshot, by which the agent tells its own from others', costs a receive.
+MARKED = _pipe("pipe-marked", "-o zfs_sync:rid=bench/sync#1")
 
 AGENT = f"{_python('ours')} -m zfs_sync_agent --config-dir /run/conf/$TREE syncupdate"
 
@@ -167,7 +175,7 @@ PYZNAP = Contender(
 CONNECTION = Contender("ssh", first=":", run="exec ssh $T true")
 
 PEERS = (SYNCOID, AUTOBACKUP, BZFS, REPLICATE, PYZNAP)
-EVERYONE = (SEQUENCE, PIPE, OURS, CHANGED, *PEERS)
+EVERYONE = (SEQUENCE, PIPE, MARKED, OURS, CHANGED, *PEERS)
 COUNTING = "strace libunwind8"  # what counts processes, see measure.py
 
 

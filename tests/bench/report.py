@@ -17,7 +17,7 @@ from .measure import Result, Results
 RTT_SECONDS = 0.5  # of the work "trips"
 HANDSHAKES = 1  # one behind the other: that of the data connection goes on meanwhile
 AGENTS = ("ours", "ours-changed")  # with default settings; with those that look at what changed
-PEERLESS = ("sequence", "pipe", *AGENTS, "ssh")
+PEERLESS = ("sequence", "pipe", "pipe-marked", *AGENTS, "ssh")
 
 Found = Mapping[str, Results]
 
@@ -181,6 +181,9 @@ def page(name: str, about: About, found: Found) -> Iterator[str]:
     yield ""
     yield "`CPU` and `largest process` are the source's, of what was waited for; `processes`, `zfs`"
     yield "and `connections` were counted on both sides in a run of their own."
+    yield "`sequence` is the bare commands in a row, `pipe` the bare `zfs send | ssh zfs receive`,"
+    yield "`pipe-marked` that with a property on each snapshot, as the agent sets; `ours-changed`"
+    yield "is the agent with `skip_unchanged` and `send_changed`."
     for work, results in found.items():
         yield from _section(found, work, results)
 
