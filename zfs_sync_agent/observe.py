@@ -201,13 +201,15 @@ def read_tree(
     """
     own = sorted(set(own_names))
 
+    def ask(names: Sequence[str]) -> Found:
+        known = {name: found[name] for name in names if name in found}
+        left = [name for name in names if name not in known] if known else names
+        return known | read_names(side, left) if left else known
+
     def read() -> Iterator[Dataset]:
         for some in portions(datasets):
-            names = _with_snapshots(some, own)
-            known = {name: found[name] for name in names if name in found}
-            left = [name for name in names if name not in known] if known else names
-            properties = {**known, **(read_names(side, left) if left else {})}
-            for one in zfs.build_datasets(root, some, properties):
+            # No name for the answer: it would be there still while the next portion is read.
+            for one in zfs.build_datasets(root, some, ask(_with_snapshots(some, own))):
                 yield one._replace(name=sys.intern(one.name))  # a name is in four trees at a time
 
     return Tree(root, Packed(read()))
@@ -344,9 +346,11 @@ def relist(
     also = renamed | {name for name in seen if names.is_own(name) or name.startswith("recv-")}
     own = _own_names(target.node, names, source, (*target.retained, *also))
     tree = target.tree or Tree(target.dst, {})
-    expected = dict.fromkeys((*tree.datasets, *source.tree.datasets))
+    # The names of a large tree fit into no command: they are not even put together.
+    small = len(source.tree.datasets) <= PORTION
+    expected = dict.fromkeys((*tree.datasets, *source.tree.datasets)) if small else ()
     asked = _with_snapshots(map(tree.full, expected), sorted(own))
-    more = [side.words((*zfs.get_names_argv(side.can), *asked))] if fit(asked) else []
+    more = [side.words((*zfs.get_names_argv(side.can), *asked))] if asked and fit(asked) else []
     listed, marks, answers = look(side, target.dst, recursive=recursive, more=more)
     found: Found = {}
     # One of them may be no name at all: what is there is then asked for by itself.
