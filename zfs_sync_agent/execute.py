@@ -218,7 +218,8 @@ class Run:
             self.context.warn("only_if passes on a standby: this node becomes the source")
             self._take_over(source)
             source = self._observe_source()
-        if not (self.settings.dry_run or self.resource.skip_unchanged):
+        may_skip = self.resource.skip_unchanged and self.side.can.written
+        if not (self.settings.dry_run or may_skip):
             # What will be sent does not have to wait for it.
             self._connect(lambda shell: shell.open_data())
         try:
@@ -410,7 +411,8 @@ class Run:
         It is known where both sides hold @sent, and the last run left nothing to do.
         """
         resource, all_here = self.resource, bool(abreast) and len(abreast) == len(self.workers)
-        if not (resource.skip_unchanged or resource.send_changed) or self.asked or not all_here:
+        wanted = self.side.can.written and (resource.skip_unchanged or resource.send_changed)
+        if not wanted or self.asked or not all_here:
             return None
         for worker in abreast:
             assert worker.view is not None  # noqa: S101 - _roles looked
