@@ -208,6 +208,10 @@ def _section(found: Found, work: str, results: Results) -> Iterator[str]:
         row = ["" if cell.startswith(" ") else cell for cell in row]
         row += [str(result.counts.get(key, "")) for key in keys]
         yield f"| {who} | {' | '.join(row)} |"
+    for who, result in results.items():
+        if result.uncounted:
+            yield ""
+            yield f"{who} was not counted: `{result.uncounted.replace('`', chr(39))}`"
 
 
 def _short(number: float | None) -> str:
