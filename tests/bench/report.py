@@ -7,7 +7,7 @@ out what failed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -43,11 +43,7 @@ class Figure:
     unit: str
     baseline: float | None = None
     goal: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """Return value to baseline."""
-        return self.value / self.baseline if self.baseline else None
+    ratio: float | None = None
 
     @property
     def reached(self) -> str:
@@ -58,12 +54,28 @@ class Figure:
         return "yes" if measured <= self.goal else "no"
 
 
+def beside(name: str, times: Sequence[float], base: Sequence[float], goal: float | None) -> Figure:
+    """Compare times round by round: what slows the machine for a while slows both.
+
+    Who has run for long enough has fewer rounds; only those that both have are paired.
+    """
+    ratio = median(one / other for one, other in zip(times, base, strict=False))
+    return Figure(name, median(times), "s", median(base), goal, ratio)
+
+
 def middle(result: Result | None, key: str) -> float | None:
     """Return the median of all runs, None where there is none."""
     if result is None or result.failed:
         return None
     values = [one[key] for one in result.runs if key in one]
     return median(values) if values else None
+
+
+def walls(found: Found, work: str, who: str) -> Sequence[float]:
+    """Return the times of one contender at one work, a round each."""
+    result = found.get(work, {}).get(who)
+    runs = [] if result is None or result.failed else result.runs
+    return [one["wall"] for one in runs if "wall" in one]
 
 
 def wall(found: Found, work: str, who: str) -> float | None:
@@ -76,7 +88,7 @@ def goals(found: Found) -> Iterator[Figure]:
     for work, results in found.items():
         kind, _, size = work.partition("/")
         for who in AGENTS:
-            if (ours := wall(found, work, who)) is not None:
+            if ours := walls(found, work, who):
                 yield from _against_others(found, work, who, ours)
         if kind == "own":
             agent = results["ours"]
@@ -86,39 +98,37 @@ def goals(found: Found) -> Iterator[Figure]:
                 yield Figure(f"{work}: agent's own CPU", cpu, "s", None, 0.35 if small else None)
                 yield Figure(f"{work}: agent's memory", memory, "MB", None, 45 if large else None)
         if kind in {"check", "services"}:
-            checked, bare = wall(found, work, "check"), wall(found, work, "import nagiosplugin")
-            if checked is not None and bare is not None:
-                if kind == "check" and size == "1":
-                    yield Figure(f"{work} to importing nagiosplugin", checked, "s", bare, 1.25)
-                else:
-                    goal = 0.25 * bare + 0.06 if kind == "check" else None
-                    name = f"{work}: beyond importing nagiosplugin"
-                    yield Figure(name, checked - bare, "s", None, goal)
+            checked, bare = (walls(found, work, one) for one in ("check", "import nagiosplugin"))
+            if checked and bare and kind == "check" and size == "1":
+                yield beside(f"{work} to importing nagiosplugin", checked, bare, 1.25)
+            elif checked and bare:
+                goal = 0.25 * median(bare) + 0.06 if kind == "check" else None
+                beyond = median(checked) - median(bare)
+                yield Figure(f"{work}: beyond importing nagiosplugin", beyond, "s", None, goal)
 
 
-def _against_others(found: Found, work: str, who: str, ours: float) -> Iterator[Figure]:
+def _against_others(found: Found, work: str, who: str, ours: Sequence[float]) -> Iterator[Figure]:
     kind, _, size = work.partition("/")
-    results = found[work]
-    sequence, pipe = wall(found, work, "sequence"), wall(found, work, "pipe")
-    if kind == "one" and sequence:
-        goal = 0.7 if size == "20" else None
-        yield Figure(f"{work}: {who} to the bare sequence", ours, "s", sequence, goal)
+    sequence, pipe = walls(found, work, "sequence"), walls(found, work, "pipe")
+    if kind in {"one", "idle", "all"} and sequence:
+        goal = 0.7 if work == "one/20" else None
+        yield beside(f"{work}: {who} to the bare sequence", ours, sequence, goal)
     if kind == "bulk" and pipe:
         goal = 1.03 if size == "1000" else None
-        yield Figure(f"{work}: {who} to the bare pipe", ours, "s", pipe, goal)
-    others = [middle(one, "wall") for name, one in results.items() if name not in PEERLESS]
-    fastest = min((one for one in others if one is not None), default=None)
+        yield beside(f"{work}: {who} to the bare pipe", ours, pipe, goal)
+    others = [walls(found, work, name) for name in found[work] if name not in PEERLESS]
+    fastest = min((one for one in others if one), key=median, default=None)
     if fastest and kind != "bulk":
         goal = 0.4 if kind == "one" and size in {"20", "100"} else None
-        yield Figure(f"{work}: {who} to the fastest other program", ours, "s", fastest, goal)
-    one_target = wall(found, "targets/1", who)
+        yield beside(f"{work}: {who} to the fastest other program", ours, fastest, goal)
+    one_target = walls(found, "targets/1", who)
     if kind == "targets" and size != "1" and one_target:
         goal = 1.3 if size == "4" else None
-        yield Figure(f"{work}: {who} to one target", ours, "s", one_target, goal)
+        yield beside(f"{work}: {who} to one target", ours, one_target, goal)
     near, ssh = wall(found, f"one/{size}", who), wall(found, work, "ssh")
     ssh_near = wall(found, f"one/{size}", "ssh")
     if kind == "trips" and near and ssh and ssh_near:
-        trips = (ours - near) / RTT_SECONDS
+        trips = (median(ours) - near) / RTT_SECONDS
         handshake = (ssh - ssh_near) / RTT_SECONDS
         yield Figure(f"{work}: round trips of a connection", handshake, "")
         beyond = trips - HANDSHAKES * handshake
@@ -126,15 +136,18 @@ def _against_others(found: Found, work: str, who: str, ours: float) -> Iterator[
 
 
 def everything(found: Found) -> Iterator[Figure]:
-    """Return every median; times have the bare sequence for a baseline."""
-    units = {"wall": "s", "cpu": "s", "memory": "MB"}
+    """Return every median; times stand beside the bare sequence's."""
+    units = {"cpu": "s", "memory": "MB"}
     for work, results in found.items():
         for who, result in results.items():
+            times, base = walls(found, work, who), walls(found, work, "sequence")
+            if times and base:
+                yield beside(f"{work} {who} wall", times, base, None)
+            elif times:
+                yield Figure(f"{work} {who} wall", median(times), "s")
             for key, unit in units.items():
-                value = middle(result, key)
-                base = wall(found, work, "sequence") if key == "wall" else None
-                if value is not None:
-                    yield Figure(f"{work} {who} {key}", value, unit, base)
+                if (value := middle(result, key)) is not None:
+                    yield Figure(f"{work} {who} {key}", value, unit)
             for key, count in result.counts.items():
                 yield Figure(f"{work} {who} {key}", count, "")
 
@@ -145,7 +158,7 @@ def write(folder: Path, name: str, about: About, found: Found) -> None:
     figures = [*goals(found), *everything(found)]
     whole = {
         **asdict(about),
-        "figures": [{**asdict(one), "ratio": one.ratio} for one in figures],
+        "figures": [asdict(one) for one in figures],
         "failed": {
             work: {who: one.failed for who, one in results.items() if one.failed}
             for work, results in found.items()
@@ -165,7 +178,8 @@ def page(name: str, about: About, found: Found) -> Iterator[str]:
     yield f"# Benchmark with {about.zfs}"
     yield ""
     yield f"{about.date}; {about.machine}; medians of {about.rounds} rounds, fewer where n says so."
-    yield "Only ratios within this page mean anything. To repeat it:"
+    yield "Only ratios mean anything; each is the median of its rounds', in which both had a turn."
+    yield "To repeat it:"
     yield ""
     yield f"    {about.command}"
     yield ""
@@ -195,14 +209,15 @@ def _section(found: Found, work: str, results: Results) -> Iterator[str]:
     yield ""
     yield "| | wall | to sequence | n | CPU | largest process | processes | zfs | connections |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    base = wall(found, work, "sequence")
+    base = walls(found, work, "sequence")
     for who, result in results.items():
         if result.failed:
             words = result.failed.replace("|", "\\|").replace("`", "'")
             yield f"| {who} | failed: `{words}` | | | | | | | |"
             continue
         time = middle(result, "wall")
-        ratio = time / base if time and base else None
+        times = walls(found, work, who)
+        ratio = beside(who, times, base, None).ratio if times and base else None
         row = [f"{_short(time)} s" if time else "", _short(ratio), str(len(result.runs))]
         row += [f"{_short(middle(result, 'cpu'))} s", f"{_short(middle(result, 'memory'))} MB"]
         row = ["" if cell.startswith(" ") else cell for cell in row]
@@ -224,16 +239,19 @@ def picture(about: About, found: Found) -> str:
     lines: list[str] = []
     y = 40
     for work in found:
-        base = wall(found, work, "sequence")
-        times = {who: wall(found, work, who) for who in found[work] if who != "ssh"}
+        base = walls(found, work, "sequence")
         if not base:
             continue
+        times = {who: walls(found, work, who) for who in found[work] if who != "ssh"}
+        bars = {who: beside(who, one, base, None) for who, one in times.items() if one}
         lines.append(f'<text x="8" y="{y}" font-weight="bold">{work}</text>')
-        most = max(time for time in times.values() if time)
+        most = max(one.ratio or 0 for one in bars.values())
         y += 6
-        for who, time in times.items():
-            label = f"{time / base:.2f} ({time:.2f} s)" if time else "failed"
-            length = (time or 0) / most * (width - left - 110)
+        for who in times:
+            one = bars.get(who)
+            ratio = one.ratio or 0 if one else 0
+            label = f"{ratio:.2f} ({one.value:.2f} s)" if one else "failed"
+            length = ratio / most * (width - left - 110)
             color = "#2b6cb0" if who in AGENTS else "#a0aec0"
             lines.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{who}</text>')
             lines.append(
