@@ -234,17 +234,18 @@ def _short(number: float | None) -> str:
 
 
 def picture(about: About, found: Found) -> str:
-    """Return bars of each work's times, as multiples of the bare sequence's."""
+    """Return bars of each work's times, as multiples of the bare sequence's, else the pipe's."""
     width, bar, left = 760, 14, 170
     lines: list[str] = []
     y = 40
     for work in found:
-        base = walls(found, work, "sequence")
-        if not base:
+        to = next((who for who in ("sequence", "pipe") if walls(found, work, who)), None)
+        if to is None:
             continue
+        base = walls(found, work, to)
         times = {who: walls(found, work, who) for who in found[work] if who != "ssh"}
         bars = {who: beside(who, one, base, None) for who, one in times.items() if one}
-        lines.append(f'<text x="8" y="{y}" font-weight="bold">{work}</text>')
+        lines.append(f'<text x="8" y="{y}" font-weight="bold">{work}, to {to}</text>')
         most = max(one.ratio or 0 for one in bars.values())
         y += 6
         for who in times:
@@ -260,7 +261,7 @@ def picture(about: About, found: Found) -> str:
             lines.append(f'<text x="{left + length + 4:.1f}" y="{y + 11}">{label}</text>')
             y += bar
         y += 24
-    title = f"Wall time to the bare sequence's, {about.zfs}, {about.date}"
+    title = f"Wall time to that of the bare commands, {about.zfs}, {about.date}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}"'
     style = (
         'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
