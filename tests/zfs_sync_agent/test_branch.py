@@ -13,7 +13,9 @@ from zfs_sync_agent.model import MARK, Tree
 from zfs_sync_agent.observe import Side
 from zfs_sync_agent.transport import Stage, Transfer
 
+from . import fakerun
 from .fakerun import FakeRecord, FakeShell, _lock, run_agent
+from .fakezfs import World
 from .notation import DST, SRC, WHO
 from .worlds import BOTH, EIGHT, ONE, TWO, claimed, resource_for, world
 
@@ -74,6 +76,20 @@ def test_where_one_of_the_few_went_meanwhile_the_whole_tree_is_sent() -> None:
         patch.setattr(judge, "few", lambda *_: frozenset({"", "gone"}))
         outcomes = run_agent(state, resource_for(ONE, send_changed=True)) or []
     assert [one.error for one in outcomes] == [None]
+    (sent,) = [line for line in state.log if "zfs send" in line]
+    assert " -R " in sent
+
+
+def test_where_zfs_does_not_know_what_was_written_nobody_asks_for_it() -> None:
+    state = claimed(world(EIGHT, EIGHT))
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fakerun, "PROPERTIES", "")
+        patch.setattr(World, "sync", lambda _, node, pool: asked.append(f"{node}:{pool}"))
+        resource = resource_for(ONE, skip_unchanged=True, send_changed=True)
+        outcomes = run_agent(state, resource) or []
+    assert [one.error for one in outcomes] == [None]
+    assert asked == []
     (sent,) = [line for line in state.log if "zfs send" in line]
     assert " -R " in sent
 
