@@ -81,8 +81,10 @@ def assert_mended_by_the_next_run(world: World) -> None:
     for node in world.nodes:
         node.clear_faults()
     world.watch(*PROGRAMS)
-    world.sync()
-    world.sync()
+    for _ in range(2):
+        # zfs-fuse keeps the holds of a killed send, and now and then those of the next one, too.
+        world.source.release_holds()
+        world.sync()
     world.assert_equal()
     world.assert_tidy(world.target)
     world.assert_check(OK)
