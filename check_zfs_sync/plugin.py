@@ -9,6 +9,7 @@ judgement itself, `judge`, is a function of values, the clock among them.
 """
 
 import argparse
+import gc
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from functools import lru_cache
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TextIO
 
@@ -329,6 +331,7 @@ def _parse_timeout(text: str) -> float:
 # --- words -------------------------------------------------------------------------------------
 
 
+@lru_cache  # of a thousand replicas most have the same limit
 def human_duration(seconds: int) -> str:
     """Returns the two largest units of a duration; days only from the second on.
 
@@ -1313,6 +1316,7 @@ def _end_by_signal(number: int, _frame: FrameType | None) -> None:
 def main() -> NoReturn:
     """The console entry: runs on this process's arguments, clock and node name, then exits."""
     status = EXIT_UNKNOWN
+    gc.disable()  # of a thousand state files nothing is garbage before the process ends
     try:
         for number in _ENDING:
             signal.signal(number, _end_by_signal)

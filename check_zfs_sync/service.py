@@ -8,7 +8,6 @@ that inherit (`[sync#2:sync#1]`).
 # pathlib would slow every start of the check, in which nothing else needs it.
 # ruff: noqa: PTH110, PTH113, PTH118, PTH119, PTH120, PTH122, PTH123, PTH208
 
-import configparser
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,26 +104,27 @@ class Service(NamedTuple):
 
 # --- Values: each parser returns the value or raises ValueError with what is wrong -------------
 
-_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
+# Patterns are compiled where they are first used: that is no part of every check's start.
+_DURATION = r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?"
 _UNIT_SECONDS = (86400, 3600, 60, 1)
 _MAX_DURATION = 100 * 365 * 86400  # a century: longer is a slip of the finger, and no date any more
 _BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
-_COMPONENT = re.compile(r"[A-Za-z0-9_.: -]+")
+_COMPONENT = r"[A-Za-z0-9_.: -]+"
 _MAX_DATASET = 255
 COMPRESSORS = ("zstd", "lz4", "gzip")
 _NONE = ("", "none")  # what is inherited has to be taken back somehow
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,31}")
-_NODE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_PREFIX = r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,31}"
+_NODE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?"
 _GROUPS = ("nodes", "drpnodes", "local")
 # OpenSVC's other scopes. Taken for a node's name they would quietly match no node at all.
 _NOT_NODES = (*_GROUPS, "encapnodes", "flex_primary")
 
 
 def _is_node(name: str) -> bool:
-    return name.lower() not in _NOT_NODES and _NODE.fullmatch(name) is not None
+    return name.lower() not in _NOT_NODES and re.fullmatch(_NODE, name) is not None
 
 
 def duration_seconds(text: str) -> int:
@@ -135,7 +135,7 @@ def duration_seconds(text: str) -> int:
     folded = text.strip().lower()
     if folded.isascii() and folded.isdigit():
         folded += "m"
-    match = _DURATION.fullmatch(folded)
+    match = re.fullmatch(_DURATION, folded)
     if not folded or not match:
         raise ValueError("not a duration: a number is minutes, or 90m, 26h, 1d2h, 45s")
     # Nine digits are enough for a century of seconds; int() refuses thousands of them.
@@ -159,12 +159,12 @@ def _timeout(text: str) -> int:
     return _delay(f"{text}s" if text.isdigit() else text)
 
 
-_SIZE = re.compile(r"([0-9]{1,15})([KMG]?)")
+_SIZE = r"([0-9]{1,15})([KMG]?)"
 _UNITS = "KMG"
 
 
 def _size(text: str, least: int) -> int:
-    match = _SIZE.fullmatch(text.upper())
+    match = re.fullmatch(_SIZE, text.upper())
     if not match:
         raise ValueError("not a size: a number is bytes, or 512K, 128M, 2G")
     number, unit = match.groups()
@@ -239,7 +239,7 @@ def _dataset(text: str) -> str:
             raise ValueError("empty component in a dataset name")
         if component in (".", "..") or component != component.strip():
             raise ValueError(f"{component!r} cannot be a component of a dataset name")
-        if not _COMPONENT.fullmatch(component):
+        if not re.fullmatch(_COMPONENT, component):
             raise ValueError("a dataset name has only letters, digits, spaces and _ . : - /")
     if not text[0].isalpha():
         raise ValueError("a pool name starts with a letter")
@@ -247,7 +247,7 @@ def _dataset(text: str) -> str:
 
 
 def _prefix(text: str) -> str:
-    if text and not _PREFIX.fullmatch(text):
+    if text and not re.fullmatch(_PREFIX, text):
         raise ValueError("at most 32 letters, digits and _ . : - that start a snapshot name")
     # `tosend.` + `sent` would be the snapshot with which a node called sent joins.
     if "sent" in text or "tosend" in text:
@@ -447,69 +447,24 @@ class _File(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-_NAME = re.compile(r"([^@\[\]]*?)\s*(?:@(.*)|\[(.*)\])?")
+_NAME = r"([^@\[\]]*?)\s*(?:@(.*)|\[(.*)\])?"
 # What a continuation line must not look like: a setting lost in the value above it.
-_SETTING = re.compile(r"\[|\w+(?:@[^\s=]+|\[[^]=]+\])?\s*=")
-_TOP = "\0"
-
-
-class _Parser(configparser.RawConfigParser):
-    """configparser, keeping the line of every option and of every section header.
-
-    configparser asks `optionxform` for the name under which an option is kept, while it reads that
-    line. The line number becomes part of the name, so that a second setting of an option stays
-    beside the first instead of replacing it.
-    """
-
-    SECTCRE = re.compile(r"\[(?P<header>[^][]+)\]$")
-
-    def __init__(self) -> None:
-        super().__init__(
-            delimiters=("=",),
-            inline_comment_prefixes=(";",),
-            strict=False,
-            empty_lines_in_values=False,
-            default_section="",  # [DEFAULT] is a section like others: it has its place in _levels
-        )
-        self.line = 0
-        self.headers: list[tuple[int, str]] = []
-
-    def numbered(self, text: str) -> Iterator[str]:
-        """The lines of `text`, below a section of ours that takes what stands before the first."""
-        yield f"[{_TOP}]"
-        for self.line, line in enumerate(text.split("\n"), 1):
-            if header := self.SECTCRE.match(re.split(r"\s;", line, maxsplit=1)[0].strip()):
-                self.headers.append((self.line, header["header"]))
-            yield line
-
-    def optionxform(self, optionstr: str) -> str:
-        return f"{optionstr}\n{self.line}"
+_SETTING = r"\[|\w+(?:@[^\s=]+|\[[^]=]+\])?\s*="
 
 
 def _parse(file: str, text: str) -> _File:
-    parser = _Parser()
-    problems: list[Problem] = []
-    try:
-        parser.read_file(parser.numbered(text))
-    except configparser.ParsingError as error:  # raised after the last line: the rest is read
-        for line, _ in error.errors:  # one less: our own line stands before the first
-            problems.append(
-                Problem(
-                    file,
-                    "",
-                    line - 1,
-                    "not a line of the form key = value; a comment starts with ;",
-                )
-            )
-    for name, _ in parser.items(_TOP):
-        line = int(name.rpartition("\n")[2])
-        text = "stands before any section; write [DEFAULT] or [sync#1] above it"
-        problems.append(Problem(file, "", line, text))
+    from check_zfs_sync import dialect  # noqa: PLC0415 - there may be no file to read, see there
+
+    content = dialect.read(text)
+    form = "not a line of the form key = value; a comment starts with ;"
+    problems = [Problem(file, "", line, form) for line in content.broken]
+    above = "stands before any section; write [DEFAULT] or [sync#1] above it"
+    problems += [Problem(file, "", line, above) for line in content.outside]
     sections: dict[str, _Section] = {}
-    for line, header in parser.headers:
+    for header, line, settings in content.sections:
         name, _, parent = (part.strip() for part in header.partition(":"))
         name = "DEFAULT" if name.upper() == "DEFAULT" else name
-        options = _options(parser.items(header)) if parser.has_section(header) else ()
+        options = tuple(_option(*setting) for setting in settings if setting.name)
         section = _Section(file, name, parent, line, options)
         if name in sections:
             text = f"this section is also on line {sections[name].line}; keep one of them"
@@ -521,16 +476,12 @@ def _parse(file: str, text: str) -> _File:
     return _File(sections, tuple(problems))
 
 
-def _options(items: Iterable[tuple[str, str]]) -> tuple[_Option, ...]:
-    options = []
-    for numbered, value in items:
-        name, _, line = numbered.rpartition("\n")
-        match = _NAME.fullmatch(name)
-        key, at, brackets = match.groups() if match else (name, None, None)
-        scope = at if brackets is None else brackets
-        scope = None if scope is None else scope.strip()
-        options.append(_Option(name, key.lower(), scope, value, int(line)))
-    return tuple(option for option in options if option.name)
+def _option(name: str, value: str, line: int) -> _Option:
+    match = re.fullmatch(_NAME, name)
+    key, at, brackets = match.groups() if match else (name, None, None)
+    scope = at if brackets is None else brackets
+    scope = None if scope is None else scope.strip()
+    return _Option(name, key.lower(), scope, value, line)
 
 
 def _read(file: str) -> _File:
@@ -783,7 +734,7 @@ class _Resource:
 
 # --- One file ----------------------------------------------------------------------------------
 
-_RID = re.compile(r"sync#[A-Za-z0-9_.-]+")
+_RID = r"sync#[A-Za-z0-9_.-]+"
 _NO_SECTION = _Section("", "DEFAULT", "", 0, ())
 
 
@@ -829,9 +780,9 @@ class _Reading:
         """Each zfs sync section, followed by the levels that it inherits from."""
         parents = {section.parent for section in self.sections.values()}
         for name, section in self.sections.items():
-            if name == "DEFAULT" or (name in parents and not _RID.fullmatch(name)):
+            if name == "DEFAULT" or (name in parents and not re.fullmatch(_RID, name)):
                 continue
-            if _RID.fullmatch(name):
+            if re.fullmatch(_RID, name):
                 ancestry = self._ancestry(section)
                 if ancestry and self._is_zfs((*ancestry, *self.defaults)):
                     yield (*ancestry, *self.defaults)
@@ -925,7 +876,7 @@ def _swallowed(section: _Section, option: _Option) -> Iterator[Problem]:
     """Settings that configparser takes for more of the value above, as they are indented."""
     # Blank lines and comments end a value, so its lines stand one below the other.
     for line, more in enumerate(option.value.split("\n")[1:], option.line + 1):
-        if _SETTING.match(more):
+        if re.match(_SETTING, more):
             text = f"indented, this line continues {option.name}; start it where others start"
             yield section.problem(text)._replace(line=line)
 
@@ -1053,7 +1004,7 @@ def _other_prefix(resource: SyncResource) -> str:
 
 # --- Files -------------------------------------------------------------------------------------
 
-SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+SERVICE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 
 
 def load_service(path: str, *, nodename: str) -> Service:
@@ -1124,7 +1075,7 @@ def _load(path: str, node_conf: _File, nodename: str) -> Service:
     name = _service_name(os.path.basename(path))
     file = _read(path)
     texts = []
-    if not SERVICE_NAME.fullmatch(name):
+    if not re.fullmatch(SERVICE_NAME, name):
         texts.append("a service name has only letters, digits and _ . + -; rename the file")
     for suffix in SUFFIXES:
         twin = os.path.join(os.path.dirname(path), name + suffix)

@@ -328,7 +328,7 @@ class _Fields:
     def integer(self, key: str, lowest: int = 0, highest: int = _MAX_INT) -> int:
         value = self._document.get(key)
         # True is an int to Python; NaN and 1.5 are floats, and a lag of NaN would pass every range.
-        if isinstance(value, bool) or not isinstance(value, int):
+        if type(value) is not int:
             raise self._error(key, "is not an integer")
         if not lowest <= value <= highest:
             raise self._error(key, "is out of bounds")

@@ -24,7 +24,7 @@ PACKAGES = ("check_zfs_sync", "zfs_sync_agent")
 
 # From the bottom to the top. A module imports from lower layers only, never from its own.
 LAYERS = (
-    {"check_zfs_sync"},  # the version
+    {"check_zfs_sync", "check_zfs_sync.dialect"},  # the first is the version
     {"check_zfs_sync.formats", "check_zfs_sync.service", "check_zfs_sync.statefile"},
     {
         "check_zfs_sync.plugin",

@@ -223,7 +223,7 @@ def _answer(question: str) -> str:
 def _check_service(args: argparse.Namespace, wish: Wish) -> None:
     """Raise UsageError where the file cannot have this name, or is there."""
     name = f"{wish.service}{SUFFIXES[0]}"
-    if not SERVICE_NAME.fullmatch(wish.service) or name == NODE_CONF:
+    if not re.fullmatch(SERVICE_NAME, wish.service) or name == NODE_CONF:
         text = "no name for a service: letters, digits and _ . + -, but not node"
         raise UsageError((f"-s {wish.service}: {text}",))
     for suffix in SUFFIXES:

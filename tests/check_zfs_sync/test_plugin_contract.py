@@ -410,7 +410,22 @@ def test_without_the_library_the_check_is_unknown(folder: Path) -> None:
 
 
 # What nagiosplugin loads itself costs nothing more, and what these load is theirs.
-NEEDED = "nagiosplugin, argparse, configparser, encodings.utf_8_sig, gettext, locale, typing"
+NEEDED = "nagiosplugin, argparse, gc, encodings.utf_8_sig, gettext, locale, typing"
+OWN = ["", ".dialect", ".plugin", ".service", ".statefile"]
+
+
+def loaded(folder: Path, config: Path, *known: str) -> tuple[str, list[str]]:
+    """Return what a run of its own says first, and what it loads besides what is known."""
+    code = (
+        f"import io, sys, {', '.join((NEEDED, *known))}; before = set(sys.modules); "
+        "answer = io.StringIO(); from check_zfs_sync.plugin import run; "
+        f"run(sys.argv[1:], now={NOW}, nodename='osol1', stdout=answer); "
+        "print(answer.getvalue().split(' - ')[0], *sorted(set(sys.modules) - before), sep=',')"
+    )
+    status, text = ended(spawn(folder, "--config-dir", str(config), code=code))
+    assert status == 0
+    said, *names = text.strip().split(",")
+    return said, names
 
 
 def test_an_ordinary_run_loads_what_the_check_needs_and_no_other_module(folder: Path) -> None:
@@ -418,15 +433,13 @@ def test_an_ordinary_run_loads_what_the_check_needs_and_no_other_module(folder: 
     config.mkdir()
     text = "[sync#1]\ntype = zfs\nsrc@osol1 = tank/src\ndst = tank/dst\ntarget = osol2\n"
     (config / "z3.conf").write_text(text)
-    code = (
-        f"import io, sys, {NEEDED}; before = set(sys.modules); answer = io.StringIO(); "
-        "from check_zfs_sync.plugin import run; "
-        f"run(sys.argv[1:], now={NOW}, nodename='osol1', stdout=answer); "
-        "print(answer.getvalue().split(' - ')[0], *sorted(set(sys.modules) - before))"
-    )
-    own = "check_zfs_sync check_zfs_sync.plugin check_zfs_sync.service check_zfs_sync.statefile"
-    ran = ended(spawn(folder, "--config-dir", str(config), code=code))
-    assert ran == (0, f"ZFS_SYNC OK {own}\n")
+    own = [f"check_zfs_sync{name}" for name in OWN]
+    assert loaded(folder, config, "configparser") == ("ZFS_SYNC OK", own)
+
+
+def test_where_nothing_is_configured_nothing_is_loaded_to_read_it(folder: Path) -> None:
+    own = [f"check_zfs_sync{name}" for name in OWN if name != ".dialect"]
+    assert loaded(folder, folder / "none") == ("ZFS_SYNC OK", own)
 
 
 def test_a_full_stdout_is_unknown(folder: Path) -> None:
