@@ -9,10 +9,9 @@ target, by guid, or the contender has failed. It never judges a figure.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -53,13 +52,11 @@ for a in $ADDRESSES; do
     tc filter add dev $d parent 1: protocol ip u32 match ip dst $a flowid 1:$n || exit
 done"""
 
-STRACE = "strace -f -qq -s 64 -e trace=execve,clone,clone3,fork,vfork -e signal=none -o /run/trace"
-UNTIL_TRACED = """t=0; while [ $t = 0 ]; do
-    while read -r k v; do case $k in TracerPid:) t=$v; break ;; esac; done </proc/$pid/status
-done"""
-PROCESS = re.compile(r"\d+ +(?:v?fork\(|clone3?\((?!.*CLONE_THREAD))")
-EXEC = re.compile(r'(\d+) +execve\("(?:[^"]*/)?([^"/]+)"')
-BEGUN = re.compile(r"(\d+) +<\.\.\. execve resumed")
+ACCOUNT = f"python3 -IS {TOOLS}/account.py"
+# What a run started may end after it: here that of a connection, there what serves one.
+# What is dead, and was not asked for its status, has ended.
+ENDED_HERE = "while pgrep -r D,R,S -x ssh >/dev/null; do sleep 0.05; done"
+ENDED_THERE = "while pgrep -r D,R,S -P $(cat /run/sshd.pid) >/dev/null; do sleep 0.05; done"
 
 
 @dataclass
@@ -160,23 +157,31 @@ class Turn:
 
     def count(self) -> None:
         """Count the processes of one run on both sides, and its connections."""
-        self.ready()
         (target,) = self.targets
+        nothing = self._started(":")
+        self.ready()
         before = target.connections()
-        watch = f"rm -f /run/trace; exec {STRACE} -p $(cat /run/sshd.pid)"
-        watching = target.popen(watch)
-        target.sh(f"pid=$(cat /run/sshd.pid); {UNTIL_TRACED}")
-        # Not under strace: that would wait for a connection which is kept for the next run.
-        self.env["RUN"] = self.who.run
-        self.probe(f'{STRACE} -p $$ & pid=$$; {UNTIL_TRACED}; exec sh -c "$RUN"', RUN_SECONDS)
-        for place in (self.source, target):
-            place.sh("pkill -x strace || :")
-        watching.communicate()
-        counts = Counter[str](connections=target.connections() - before)
+        started = self._started(self.who.run)
+        self.result.counts = dict(started - nothing)
+        self.result.counts["connections"] = target.connections() - before
         self.sh(self.who.after or ":")
-        for place in (self.source, target):
-            counts.update(_started(place.sh("cat /run/trace; rm /run/trace")))
-        self.result.counts = dict(counts)
+
+    def _started(self, script: str) -> Counter[str]:
+        """Run a script and return what was started on both sides, by account.py's names.
+
+        The shell that the script is run by counts as well, and what asks for the count.
+        """
+        (target,) = self.targets
+        places = (self.source, target)
+        for place in places:
+            place.sh(f"{ACCOUNT} on")
+        self.probe(script, RUN_SECONDS)
+        self.source.sh(ENDED_HERE, seconds=60)
+        target.sh(ENDED_THERE, seconds=60)
+        counts = Counter[str]()
+        for place in places:
+            counts.update(json.loads(place.sh(f"{ACCOUNT} off")))
+        return counts
 
     def verify(self) -> None:
         """Fail unless the targets hold the newest snapshot of all that changed."""
@@ -210,7 +215,7 @@ class Turn:
                 say(f"{self.work.name}: {self.who.name} failed: {self.result.failed}")
 
     def try_to_count(self) -> None:
-        """Count; in an emulated machine strace may take longer than a run is given."""
+        """Count; what was measured stands without it."""
         try:
             if not self.over:
                 self.count()
@@ -280,19 +285,6 @@ class Bench:
             self.source.sh(DEVICE + RATE, env={"ADDRESSES": addresses, "RATE": str(RATE_MBIT)})
         elif work.link:
             self.source.sh(f"{DEVICE} tc qdisc add dev $d root {work.link}")
-
-
-def _started(trace: str) -> Iterator[str]:
-    """Return "processes" for each process that strace saw start, and the names of programs."""
-    waiting = {}  # strace writes a call in two halves if another process comes between
-    for line in trace.splitlines():
-        if PROCESS.match(line):
-            yield "processes"
-        if called := EXEC.match(line):
-            waiting[called[1]] = called[2]
-        ended = called or BEGUN.match(line)
-        if ended and line.endswith(" = 0") and waiting[ended[1]] in {"zfs", "ssh", "scp"}:
-            yield waiting[ended[1]]
 
 
 def _fitting(work: Work, contenders: Sequence[Contender]) -> list[Contender]:

@@ -176,7 +176,6 @@ CONNECTION = Contender("ssh", first=":", run="exec ssh $T true")
 
 PEERS = (SYNCOID, AUTOBACKUP, BZFS, REPLICATE, PYZNAP)
 EVERYONE = (SEQUENCE, PIPE, MARKED, OURS, CHANGED, *PEERS)
-COUNTING = "strace libunwind8"  # what counts processes, see measure.py
 
 
 def fetch(folder: Path) -> dict[str, str]:
@@ -197,8 +196,8 @@ def files(folder: Path) -> dict[str, Path]:
     parts = {one.name: folder / one.name for one in EVERYONE if one.pip}
     parts |= {name: folder / "debs" / name for name in ("usr",)}
     own = {f"ours/{name}": REPOSITORY / name for name in ("check_zfs_sync", "zfs_sync_agent")}
-    probe = {"probe.py": Path(__file__).with_name("probe.py")}
-    return {f"{TOOLS}/{name}": path for name, path in {**parts, **own, **probe}.items()}
+    here = {name: Path(__file__).with_name(name) for name in ("probe.py", "account.py")}
+    return {f"{TOOLS}/{name}": path for name, path in {**parts, **own, **here}.items()}
 
 
 def _pip(target: Path, *requirements: str) -> None:
@@ -209,7 +208,7 @@ def _pip(target: Path, *requirements: str) -> None:
 def _fetch_debs(folder: Path) -> None:
     place = folder / "debs"
     place.mkdir(parents=True, exist_ok=True)
-    names = [name for one in PEERS for name in one.deb.split()] + COUNTING.split()
+    names = [name for one in PEERS for name in one.deb.split()]
     subprocess.run(["apt-get", "-qq", "download", *names], check=True, cwd=place)
     for deb in place.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(deb), str(place)], check=True)
