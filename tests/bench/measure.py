@@ -65,6 +65,7 @@ class Result:
 
     runs: list[dict[str, float]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)  # where the time of one run went
     failed: str = ""
     uncounted: str = ""  # why there are no counts; what was measured stands all the same
 
@@ -164,6 +165,13 @@ class Turn:
         started = self._started(self.who.run)
         self.result.counts = dict(started - nothing)
         self.result.counts["connections"] = target.connections() - before
+        self.sh(self.who.after or ":")
+
+    def divide(self) -> None:
+        """Ask one run of the agent where its time goes."""
+        self.ready()
+        said = self.probe(self.who.parts, RUN_SECONDS)["said"]
+        self.result.parts = json.loads(said.splitlines()[-1])
         self.sh(self.who.after or ":")
 
     def _started(self, script: str) -> Counter[str]:
@@ -270,6 +278,7 @@ class Bench:
         if work.counted:
             for turn in turns:
                 turn.try_to_count()
+                turn.attempt(*(["divide"] if turn.who.parts else []))
 
     def _first(self, turn: Turn) -> None:
         key = (turn.who.name, turn.work.family)

@@ -30,7 +30,8 @@ class Contender:
     """One way to replicate a tree.
 
     `run` is what is timed; `first` comes once before, `before` and `after` around each run. `many`:
-    it serves several targets in one run. `pip` is what PyPI has it as.
+    it serves several targets in one run. `pip` is what PyPI has it as. `parts` is a run that tells
+    where its time goes.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Contender:
     below: str = ""  # where in the target's pool it puts a {tree}
     pip: str = ""
     deb: str = ""
+    parts: str = ""
 
 
 def _python(contender: str) -> str:
@@ -97,7 +99,8 @@ PIPE = _pipe("pipe", "")
 # What a property on each snapshot, by which the agent tells its own from others', costs a receive.
 MARKED = _pipe("pipe-marked", "-o zfs_sync:rid=bench/sync#1")
 
-AGENT = f"{_python('ours')} -m zfs_sync_agent --config-dir /run/conf/$TREE syncupdate"
+ARGUMENTS = "--config-dir /run/conf/$TREE syncupdate"
+AGENT = f"{_python('ours')} -m zfs_sync_agent {ARGUMENTS}"
 
 
 def _agent(name: str, *keys: str, pip: str = "") -> Contender:
@@ -113,6 +116,7 @@ def _agent(name: str, *keys: str, pip: str = "") -> Contender:
         run=AGENT,
         many=True,
         pip=pip,
+        parts=f"{_python('ours')} {TOOLS}/timeline.py {ARGUMENTS}",
     )
 
 
@@ -175,6 +179,7 @@ PYZNAP = Contender(
 CONNECTION = Contender("ssh", first=":", run="exec ssh $T true")
 
 PEERS = (SYNCOID, AUTOBACKUP, BZFS, REPLICATE, PYZNAP)
+SCRIPTS = ("probe.py", "account.py", "timeline.py")
 EVERYONE = (SEQUENCE, PIPE, MARKED, OURS, CHANGED, *PEERS)
 
 
@@ -196,7 +201,7 @@ def files(folder: Path) -> dict[str, Path]:
     parts = {one.name: folder / one.name for one in EVERYONE if one.pip}
     parts |= {name: folder / "debs" / name for name in ("usr",)}
     own = {f"ours/{name}": REPOSITORY / name for name in ("check_zfs_sync", "zfs_sync_agent")}
-    here = {name: Path(__file__).with_name(name) for name in ("probe.py", "account.py")}
+    here = {name: Path(__file__).with_name(name) for name in SCRIPTS}
     return {f"{TOOLS}/{name}": path for name, path in {**parts, **own, **here}.items()}
 
 

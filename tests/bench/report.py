@@ -167,6 +167,10 @@ def write(folder: Path, name: str, about: About, found: Found) -> None:
             work: {who: one.runs for who, one in results.items() if one.runs}
             for work, results in found.items()
         },
+        "parts": {
+            work: {who: one.parts for who, one in results.items() if one.parts}
+            for work, results in found.items()
+        },
     }
     (folder / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     (folder / f"{name}.md").write_text("\n".join(page(name, about, found)) + "\n")
@@ -227,6 +231,10 @@ def _section(found: Found, work: str, results: Results) -> Iterator[str]:
         if result.uncounted:
             yield ""
             yield f"{who} was not counted: `{result.uncounted.replace('`', chr(39))}`"
+        if result.parts:
+            yield ""
+            parts = ", ".join(f"{name} {_short(one)}" for name, one in result.parts.items())
+            yield f"{who}, seconds of one more run: {parts}."
 
 
 def _short(number: float | None) -> str:
