@@ -8,7 +8,8 @@
 # make deb    Debian packages of both programs, in build/deb
 # make bench  compares the agent with the bare commands and with other programs, by default in
 #             virtual machines, for half an hour or more; WORK=one/20,idle/20, WHO=ours,sequence,
-#             ROUNDS=5, SMOKE=1: each work once, ZFS_LAB=fuse, OUT=folder, NAME=file; see
+#             ROUNDS=5, BUDGET=30: seconds for one program and work, after which it gets no more
+#             rounds, SMOKE=1: each work once, ZFS_LAB=fuse, OUT=folder, NAME=file; see
 #             tests/bench/__main__.py
 # make lint   ruff, mypy and mandoc
 # make clean  remove what the others made
@@ -105,7 +106,7 @@ bench:
 	@tests/setup.sh $(LAB) $(if $(filter openzfs,$(ZFS_LAB)),$(GUESTS))
 	@$(AS_ROOT) env ZFS_LAB=$(ZFS_LAB) OPENZFS_SUITE=$(SUITE) $(PY) -m tests.bench --rounds $(ROUNDS) \
 		$(if $(WORK),--work $(WORK)) $(if $(WHO),--who $(WHO)) $(if $(SMOKE),--smoke) \
-		$(if $(OUT),--out $(OUT)) $(if $(NAME),--name $(NAME))
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(OUT),--out $(OUT)) $(if $(NAME),--name $(NAME))
 
 lint:
 	@tests/setup.sh $(MANUALS)
