@@ -1,0 +1,93 @@
+"""Trees of which little was sent, so that their @sent are of different ages (send_changed).
+
+The real run and the real `forget` on ZFS in memory, with somebody who changes the tree amid the
+look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from check_zfs_sync.statefile import State
+from zfs_sync_agent import forget
+from zfs_sync_agent.execute import Outcome, Run
+from zfs_sync_agent.model import RETAINED
+
+from .fakerun import FakeShell, run_agent
+from .fakezfs import World
+from .notation import SRC
+from .worlds import EIGHT, ONE, TWO, Holdings, claimed, resource_for, worked, world
+
+NEVER_LATE = 10**9
+
+
+class OnlyTheFirst(Run):
+    """A run for which the operator named one target, or which finds the other one busy."""
+
+    def __init__(self, context: Any, settings: Any, rec: Any, lock: Any, targets: Any) -> None:
+        first = [one for one in targets if one.node == ONE[0]]
+        super().__init__(context, settings, rec, lock, first)
+
+
+def errors(outcomes: Sequence[Outcome] | None) -> list[str]:
+    """Return what went wrong with any target."""
+    assert outcomes is not None
+    return [str(one.error) for one in outcomes if one.error]
+
+
+def even(*targets: Holdings) -> World:
+    """Return a world in sync, a while after its last synchronization."""
+    state = claimed(world(EIGHT, *targets))
+    state.txg = 1000
+    return state
+
+
+def snapshots(state: World) -> dict[str, set[str]]:
+    """Return the names of the source's snapshots by dataset."""
+    return {
+        name: set(one.snaps)
+        for name, one in state.pools["osol1"].items()
+        if name == SRC or name.startswith(f"{SRC}/")
+    }
+
+
+def amid_the_look(patch: pytest.MonkeyPatch, at: int, act: Callable[[World], None]) -> None:
+    """Let somebody act after so many answers about datasets and snapshots."""
+    ask, asked = World._get, 0
+
+    def answer(self: World, node: str, words: list[str], *rest: Any) -> None:
+        nonlocal asked
+        ask(self, node, words, *rest)
+        if "property,value,source" not in words:
+            asked += 1
+            if asked == at:
+                act(self)
+
+    patch.setattr(World, "_get", answer)
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("absent", ["not asked for", "lost"])
+def test_forget_leaves_the_snapshots_that_other_targets_hold(
+    monkeypatch: pytest.MonkeyPatch, few: bool, absent: str
+) -> None:
+    state = even(EIGHT, EIGHT)
+    both = resource_for(TWO, sync_max_delay=NEVER_LATE, send_changed=few)
+    worked(state, "c")
+    if absent == "lost":
+        state.trouble.lose = ("osol3", state.steps + 8)
+        run_agent(state, both)
+        state.mend()
+    else:
+        run_agent(state, both, kind=OnlyTheFirst)
+    monkeypatch.setattr(forget, "Shell", lambda node, _ssh: FakeShell(state, node))
+    left = resource_for(ONE, sync_max_delay=NEVER_LATE, send_changed=few)
+    told = State("z3", "sync#1", "osol1", "osol1", SRC, 90000, "0", state.state)
+    forget._forget_bases(forget._Task(told, left, "osol3", False, "osol1"))
+    assert all("sent" in names for names in snapshots(state).values())
+    assert not errors(run_agent(state, left))
+    assert set.union(*snapshots(state).values()) == {"sent"}
+    assert RETAINED not in state.pools["osol1"][SRC].props
