@@ -453,6 +453,10 @@ class Run:
         """Return what is sent alone, None for the whole tree."""
         if changed is None or not self.resource.send_changed:
             return None
+        if source.retained.get(self.names.sent):
+            # Who lags needs it of what stays, and a kept base of the few, one more in each such
+            # run: of a whole tree's @sent he needs one.
+            return None
         return judge.few(source, changed, self.resource, self.names, record.now())
 
     def _take_few(self, source: SourceView, few: frozenset[str]) -> bool:

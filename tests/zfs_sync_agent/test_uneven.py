@@ -14,10 +14,10 @@ import pytest
 from check_zfs_sync.statefile import State
 from zfs_sync_agent import forget
 from zfs_sync_agent.execute import Outcome, Run
-from zfs_sync_agent.model import RETAINED
+from zfs_sync_agent.model import RETAINED, parse_nodes
 
 from .fakerun import FakeShell, run_agent
-from .fakezfs import World
+from .fakezfs import Dataset, World
 from .notation import SRC
 from .worlds import EIGHT, ONE, TWO, Holdings, claimed, resource_for, worked, world
 
@@ -91,3 +91,18 @@ def test_forget_leaves_the_snapshots_that_other_targets_hold(
     assert not errors(run_agent(state, left))
     assert set.union(*snapshots(state).values()) == {"sent"}
     assert RETAINED not in state.pools["osol1"][SRC].props
+
+
+def test_runs_for_one_of_two_targets_keep_two_bases_at_most_for_the_other() -> None:
+    state = even(EIGHT, EIGHT)
+    both = resource_for(TWO, sync_max_delay=NEVER_LATE, send_changed=True)
+    for number in range(20):
+        worked(state, "abcdefg"[number % 7])
+        assert not errors(run_agent(state, both, kind=OnlyTheFirst))
+        value, _ = state.pools["osol1"][SRC].props[RETAINED]
+        assert len(parse_nodes(value)) <= 2
+    state.log.clear()
+    for _ in range(3):
+        assert not errors(run_agent(state, both))
+    assert not [line for line in state.log if "zfs send" in line and " -i " not in line]
+    assert set.union(*snapshots(state).values()) == {"sent"}
