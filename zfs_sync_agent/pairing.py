@@ -3,7 +3,7 @@
 It is pure. Guids tell the same snapshot on both sides; a name counts only for what is left.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from zfs_sync_agent.model import ROOT, Dataset, Identity, Snapshot, Tree
@@ -28,8 +28,8 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
     A common guid decides, since a receive renames children on its way: that of the same name first
     (somebody may have made a copy of a copy), then that of another one which carries our mark, or
     the name that we gave it (the rest of a cut stream carries no mark). What is left is paired by
-    name, except where the source's dataset is younger than the last common
-    snapshot of the root: that is another dataset, created or moved there under the name.
+    name, except where the source's dataset is younger than the last common snapshot: that is
+    another dataset, created or moved there under the name.
     """
     pairs = {ROOT: ROOT} if ROOT in target.datasets else {}
     for name, dataset in source.datasets.items():
@@ -49,14 +49,31 @@ def pair(source: Tree, target: Tree) -> dict[str, str]:
         if (hit := next(hits, None)) and hit not in taken:
             pairs[dataset.name] = hit
             taken.add(hit)
-    base = newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
-    for dataset in without(source, pairs):
-        if dataset.name not in target.datasets or dataset.name in taken:
-            continue
-        if base is None or dataset.createtxg <= base.createtxg:
+    left = [
+        dataset
+        for dataset in without(source, pairs)
+        if dataset.name in target.datasets and dataset.name not in taken
+    ]
+    since = _last_base(source, target, pairs) if left else None
+    for dataset in left:
+        if since is None or dataset.createtxg <= since:
             pairs[dataset.name] = dataset.name
-            taken.add(dataset.name)
     return pairs
+
+
+def _last_base(source: Tree, target: Tree, pairs: Mapping[str, str]) -> int | None:
+    """Return the txg of the last common snapshot, None if the root has none.
+
+    The root's name of it may be that of an older one elsewhere, where only a part was sent: then it
+    is the oldest. A child that lags holds its base under another name.
+    """
+    base = newest_common(source.datasets[ROOT], target.datasets.get(ROOT))
+    if base is None:
+        return None
+    common = (
+        newest_common(source.datasets[name], target.datasets[twin]) for name, twin in pairs.items()
+    )
+    return min(snap.createtxg for snap in common if snap is not None and snap.name == base.name)
 
 
 def without(tree: Tree, names: Container[str]) -> list[Dataset]:

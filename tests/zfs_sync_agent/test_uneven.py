@@ -106,3 +106,22 @@ def test_runs_for_one_of_two_targets_keep_two_bases_at_most_for_the_other() -> N
         assert not errors(run_agent(state, both))
     assert not [line for line in state.log if "zfs send" in line and " -i " not in line]
     assert set.union(*snapshots(state).values()) == {"sent"}
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_child_that_is_created_anew_amid_the_look_is_sent_anew(
+    monkeypatch: pytest.MonkeyPatch, few: bool, at: int
+) -> None:
+    def anew(self: World) -> None:
+        txg = self.next_txg()
+        self.pools["osol1"][f"{SRC}/g"] = Dataset(txg, txg, unsynced=1, dirtied=txg)
+
+    state = even(EIGHT)
+    worked(state, "c")
+    amid_the_look(monkeypatch, at, anew)
+    resource = resource_for(ONE, sync_max_delay=NEVER_LATE, send_changed=few)
+    for _ in range(4):
+        said = errors(run_agent(state, resource))
+    assert not said
+    assert snapshots(state)[f"{SRC}/g"] == {"sent"}
