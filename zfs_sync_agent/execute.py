@@ -153,6 +153,7 @@ class Run:
         on_way = [pipe.programs(resource, one.node).source for one in targets]
         self.side = self._side(settings.nodename, (), lock, *on_way)
         self.consent = settings.consent
+        self.looked_at = 0
         self.workers = [worker for one in targets if (worker := self._worker(one))]
 
     def _side(
@@ -331,6 +332,8 @@ class Run:
     # --- observe ------------------------------------------------------------------------------
 
     def _observe_source(self) -> SourceView:
+        # What is created or written from here on may be seen or not: a claim is older than that.
+        self.looked_at = record.now()
         return observe.observe_source(
             self.side,
             self.src,
@@ -375,8 +378,7 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
-        # What is written from here on may be seen or not: a claim is older than the look.
-        as_of = record.now()
+        as_of = self.looked_at
         changed = self._look_for_changes(source, abreast)
         if self._is_unchanged(changed):
             self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))
@@ -863,7 +865,7 @@ class Run:
         leftover = self.names.tosend in source.tree.datasets[ROOT].snapshots
         roles = self._roles(source)
         abreast, joining = roles[Role.ABREAST], roles[Role.JOINING]
-        as_of = record.now()
+        as_of = self.looked_at
         changed = self._look_for_changes(source, abreast)
         if self._is_unchanged(changed):
             self._each(abreast, lambda worker: self._record_unchanged(worker, source, as_of))

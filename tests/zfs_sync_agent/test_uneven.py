@@ -125,3 +125,20 @@ def test_a_child_that_is_created_anew_amid_the_look_is_sent_anew(
         said = errors(run_agent(state, resource))
     assert not said
     assert snapshots(state)[f"{SRC}/g"] == {"sent"}
+
+
+def test_equal_is_as_of_the_time_before_the_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    created = 0
+
+    def new(self: World) -> None:
+        nonlocal created
+        txg = self.next_txg()
+        created = self.clock()
+        self.pools["osol1"][f"{SRC}/new"] = Dataset(txg, txg, unsynced=1, dirtied=txg)
+
+    state = even(EIGHT)
+    amid_the_look(monkeypatch, 1, new)
+    assert not errors(run_agent(state, resource_for(ONE, skip_unchanged=True)))
+    equal_as_of = state.state["osol2"].equal_as_of
+    assert equal_as_of is not None
+    assert equal_as_of < created
