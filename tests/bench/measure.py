@@ -45,6 +45,7 @@ sync
 FOREIGN = 'for i in $(seq "$0"); do zfs snapshot -r $SRC@daily$i || exit; done'
 NEWEST = "zfs get -rHp -o name,value guid"
 DEVICE = "for d in /sys/class/net/e*; do d=${d##*/}; done;"
+NO_LINK = f"{DEVICE} tc qdisc del dev $d root 2>/dev/null || :"
 RATE = """ tc qdisc add dev $d root handle 1: htb && n=0
 for a in $ADDRESSES; do
     n=$((n + 1))
@@ -144,11 +145,20 @@ class Turn:
         return found
 
     def run(self) -> None:
-        """Change the tree and measure one run."""
+        """Measure one run; where trips are counted, right after one without the link."""
+        near = {}
+        if self.work.trips:
+            self.source.sh(NO_LINK)
+            near["near"] = self._one()["wall"]
+            set_link(self.work, self.source, self.targets)
+        self.result.runs.append({**self._one(), **near})
+
+    def _one(self) -> dict[str, float]:
+        """Change the tree, run once, and return what it took."""
         self.ready()
         found = self.probe(self.who.run, RUN_SECONDS)
         self.sh(self.who.after or ":")
-        self.result.runs.append({key: found[key] for key in ("wall", "cpu", "memory")})
+        return {key: found[key] for key in ("wall", "cpu", "memory")}
 
     def ready(self) -> None:
         """Do what comes before a run and is not measured."""
@@ -250,13 +260,13 @@ class Bench:
             for turn in turns:
                 self._first(turn)
         try:
-            self._set_link(work)
+            set_link(work, self.source, self.targets)
             self._rounds(work, turns)
         except LabError as error:  # no kernel has every kind of link
             for turn in turns:
                 turn.result.failed = turn.result.failed or _last_words(str(error))
         finally:
-            self.source.sh(f"{DEVICE} tc qdisc del dev $d root 2>/dev/null || :")
+            self.source.sh(NO_LINK)
         for turn in turns:
             if not work.fresh:
                 turn.attempt("verify")
@@ -288,17 +298,19 @@ class Bench:
             self._there[key] = turn.result.failed
         turn.result.failed = self._there[key]
 
-    def _set_link(self, work: Work) -> None:
-        if work.link == "rate":
-            addresses = " ".join(one.node.address for one in self.targets)
-            self.source.sh(DEVICE + RATE, env={"ADDRESSES": addresses, "RATE": str(RATE_MBIT)})
-        elif work.link:
-            self.source.sh(f"{DEVICE} tc qdisc add dev $d root {work.link}")
+
+def set_link(work: Work, source: Place, targets: Sequence[Place]) -> None:
+    """Make the link what a work wants, if it wants anything."""
+    if work.link == "rate":
+        addresses = " ".join(one.node.address for one in targets)
+        source.sh(DEVICE + RATE, env={"ADDRESSES": addresses, "RATE": str(RATE_MBIT)})
+    elif work.link:
+        source.sh(f"{DEVICE} tc qdisc add dev $d root {work.link}")
 
 
 def _fitting(work: Work, contenders: Sequence[Contender]) -> list[Contender]:
     """Return who can do a work, and who is of interest there."""
-    if work.kind == "trips":
+    if work.trips:
         return [*(one for one in contenders if one in (SEQUENCE, OURS)), CONNECTION]
     fitting = [one for one in contenders if one.many or work.targets == 1]
     return [*fitting, CONNECTION] if work.kind in {"one", "delay"} else fitting

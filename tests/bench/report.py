@@ -78,11 +78,6 @@ def walls(found: Found, work: str, who: str) -> Sequence[float]:
     return [one["wall"] for one in runs if "wall" in one]
 
 
-def wall(found: Found, work: str, who: str) -> float | None:
-    """Return the median time of one contender at one work."""
-    return middle(found.get(work, {}).get(who), "wall")
-
-
 def goals(found: Found) -> Iterator[Figure]:
     """Return the figures that have a goal, as far as they were measured."""
     for work, results in found.items():
@@ -125,14 +120,19 @@ def _against_others(found: Found, work: str, who: str, ours: Sequence[float]) ->
     if kind == "targets" and size != "1" and one_target:
         goal = 1.3 if size == "4" else None
         yield beside(f"{work}: {who} to one target", ours, one_target, goal)
-    near, ssh = wall(found, f"one/{size}", who), wall(found, work, "ssh")
-    ssh_near = wall(found, f"one/{size}", "ssh")
-    if kind == "trips" and near and ssh and ssh_near:
-        trips = (median(ours) - near) / RTT_SECONDS
-        handshake = (ssh - ssh_near) / RTT_SECONDS
+    trips, handshake = (_trips(found, work, one) for one in (who, "ssh"))
+    if trips is not None and handshake is not None:
         yield Figure(f"{work}: round trips of a connection", handshake, "")
         beyond = trips - HANDSHAKES * handshake
         yield Figure(f"{work}: {who}, round trips beyond connecting", beyond, "", None, 8)
+
+
+def _trips(found: Found, work: str, who: str) -> float | None:
+    """Return how many round trips one contender's runs wait for, by what the link adds to them."""
+    result = found[work].get(who)
+    runs = [] if result is None or result.failed else result.runs
+    added = [one["wall"] - one["near"] for one in runs if "near" in one]
+    return median(added) / RTT_SECONDS if added else None
 
 
 def everything(found: Found) -> Iterator[Figure]:

@@ -21,7 +21,7 @@ KINDS = {
     "all": "all of SIZE datasets have changed",
     "bulk": "SIZE MB of new data in one dataset",
     "delay": f"one of SIZE datasets has changed, {DELAY}",
-    "trips": f"one of SIZE datasets has changed, {LONG_DELAY}",
+    "trips": f"one of SIZE datasets has changed, {LONG_DELAY}, each run beside one without",
     "loss": f"one of SIZE datasets has changed, {LOSS}",
     "foreign": "one of 20 datasets has changed, which have SIZE other snapshots",
     "targets": f"{STREAM_KIB // 1024} MB of new data to SIZE targets, {RATE_MBIT} Mbit/s to each",
@@ -114,6 +114,11 @@ class Work:
     def counted(self) -> bool:
         """Tell whether processes and connections are counted as well, in a run of its own."""
         return self.kind == "one"
+
+    @property
+    def trips(self) -> bool:
+        """Tell whether round trips are counted: by what the link adds to a run."""
+        return self.kind == "trips"
 
     @property
     def link(self) -> str:
