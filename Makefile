@@ -49,7 +49,7 @@ OPERATORS := nagios4:nagios4-core icinga2:icinga2-bin nrpe:nagios-nrpe-server \
 	/usr/lib/nagios/plugins/check_by_ssh:monitoring-plugins-basic \
 	/usr/lib/nagios/plugins/check_nrpe:nagios-nrpe-plugin \
 	cron:cron systemctl:systemd faketime:faketime lintian:lintian pipx:pipx \
-	debootstrap:debootstrap sshfs:sshfs
+	debootstrap:debootstrap
 
 # What a source package of Debian is made of.
 SOURCES := CHANGELOG.md LICENSE MANIFEST.in README.md contrib debian man pyproject.toml setup.cfg \

@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import LabError
@@ -62,6 +65,18 @@ class FuseNode(Node):
             self._zfs.kill()
             self._zfs.wait()
         self.run(["/bin/sh", "-c", "umount --lazy --all --types fuse,fuse.zfs"], check=False)
+
+    @contextmanager
+    def silent_zfs(self) -> Iterator[None]:
+        """Let the ZFS daemon, and so its file systems, answer nothing for a while."""
+        if self._zfs is None:
+            raise LabError(f"zfs-fuse of {self.name} does not run")
+        self._zfs.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            # nsenter stops with its command, and has to go on as well.
+            self._zfs.kill_group(signal.SIGCONT)
 
     def log(self) -> list[str]:
         """Return what was written to syslog so far, except by the lab's own ZFS daemon."""

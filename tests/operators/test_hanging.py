@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from pathlib import Path
 
 from tests.e2e.world import OK, STATE_DIR, UNKNOWN, World
-from tests.lab.process import PATIENCE, eventually
-from tests.operators.conftest import PLUGIN, Start
+from tests.lab.fuse import FuseNode
+from tests.lab.node import pool_of
+from tests.lab.process import PATIENCE
+from tests.operators.conftest import PLUGIN
 
 FAR = "/run/far"
 
 
-def test_a_folder_on_a_file_system_that_hangs_is_unknown_in_time(
-    installed: World, start: Start, tmp_path: Path
-) -> None:
-    osol1, osol2 = installed.nodes
-    osol1.run(["mkdir", FAR])
-    server = start(
-        osol1, "sshfs", "-f", f"{osol2.name}:{STATE_DIR}", FAR, log=tmp_path / "sshfs.log"
-    )
-    mounts = ["cat", "/proc/mounts"]
-    eventually("it is mounted", lambda: f" {FAR} fuse.sshfs " in osol1.run(mounts).stdout)
+def test_a_folder_on_a_file_system_that_hangs_is_unknown_in_time(installed: World) -> None:
+    osol1 = installed.source
+    assert isinstance(osol1, FuseNode)
+    osol1.zfs("create", "-o", f"mountpoint={FAR}", f"{pool_of(installed.src)}/far")
+    osol1.run(["cp", "--archive", f"{STATE_DIR}/.", FAR])
     check = [PLUGIN, "--state-dir", FAR, "-t", "1"]
     assert osol1.run(check, check=False).returncode == OK
-    os.kill(server.outside, signal.SIGSTOP)
-    try:
+    with osol1.silent_zfs():
         began = time.monotonic()
         stuck = osol1.run(check, check=False)
         took = time.monotonic() - began
-    finally:
-        os.kill(server.outside, signal.SIGCONT)
     assert stuck.returncode == UNKNOWN
     assert f"a file system does not answer, perhaps that of {FAR} " in stuck.stdout
     assert took < 3 * PATIENCE
