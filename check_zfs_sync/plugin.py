@@ -1027,7 +1027,7 @@ def detail_line(verdict: Verdict, verbosity: int) -> str:
 
 
 class Subjects(nagiosplugin.Resource):  # type: ignore[misc]  # the library has no types
-    """Acquires: one subject with its lag, its last transfer's figures and, if asked, evidence."""
+    """Acquires: one subject with its lag and, if asked, evidence."""
 
     def __init__(self, subject: Subject, now: int, zfs: LocalZfs | None) -> None:
         self.subject = subject
@@ -1035,28 +1035,21 @@ class Subjects(nagiosplugin.Resource):  # type: ignore[misc]  # the library has 
         self._now = now
         self._zfs = zfs
 
-    def probe(self) -> Iterator[object]:
-        """Yields the lag, None where it is unknown, and what the last success moved."""
+    def probe(self) -> object:
+        """Returns the lag, None where it is unknown."""
         subject = self.subject
         if isinstance(subject, Unjudged):
-            yield nagiosplugin.Metric(subject.name, None, context="replica")
-            return
+            return nagiosplugin.Metric(subject.name, None, context="replica")
         if self._zfs is not None:
             self.evidence = self._zfs.verify(subject)
         # The library refuses a label with ' or =, and one refusal would end the whole check.
         label = clean(subject.name).replace("'", "_").replace("=", "_")
         lag = known_lag(signed_lag(subject, self._now))
-        yield nagiosplugin.Metric(f"{label}_lag", lag, "s", min=0, context="replica")
-        success = subject.entry.last_success if subject.entry is not None else None
-        if success is not None:
-            yield nagiosplugin.Metric(f"{label}_bytes", success.bytes, "B", min=0, context="figure")
-            took = success.finished - success.started
-            if took >= 0:  # a clock that was set back in between measures nothing
-                yield nagiosplugin.Metric(f"{label}_duration", took, "s", min=0, context="figure")
+        return nagiosplugin.Metric(label, lag, "s", context="replica")
 
 
 class Judgement(nagiosplugin.Context):  # type: ignore[misc]  # the library has no types
-    """Judges: a lag and what is known beside it become a verdict, and performance data."""
+    """Judges: a lag and what is known beside it become a verdict and performance data."""
 
     def __init__(self, options: Options, now: int) -> None:
         super().__init__("replica")
@@ -1072,19 +1065,37 @@ class Judgement(nagiosplugin.Context):  # type: ignore[misc]  # the library has 
             verdict = judge(subject, self._now, self._options, resource.evidence)
         return nagiosplugin.Result(_SERVICE_STATES[verdict.level], verdict, metric)
 
-    def performance(self, metric: nagiosplugin.Metric, resource: Subjects) -> object:
-        """Returns the lag with its thresholds; an unknown one is left out."""
+    def performance(self, metric: nagiosplugin.Metric, resource: Subjects) -> str:
+        """Returns what the last success moved, and the lag with its thresholds where it is known.
+
+        Figures that nobody judges are no metrics: the library would judge each of them.
+        """
         subject, critical = resource.subject, self._options.critical
-        if isinstance(subject, Unjudged) or metric.value is None:
-            return None
-        return nagiosplugin.Performance(
-            metric.name,
-            metric.value,
-            metric.uom,
-            warning_of(subject, self._options).plain,
-            critical.plain if critical is not None else "",
-            metric.min,
-        )
+        if isinstance(subject, Unjudged):
+            return ""
+        figures = []
+        success = subject.entry.last_success if subject.entry is not None else None
+        if success is not None:
+            figures.append(
+                nagiosplugin.Performance(f"{metric.name}_bytes", success.bytes, "B", min=0)
+            )
+            took = success.finished - success.started
+            if took >= 0:  # a clock that was set back in between measures nothing
+                figures.append(
+                    nagiosplugin.Performance(f"{metric.name}_duration", took, "s", min=0)
+                )
+        if metric.value is not None:
+            figures.append(
+                nagiosplugin.Performance(
+                    f"{metric.name}_lag",
+                    metric.value,
+                    metric.uom,
+                    warning_of(subject, self._options).plain,
+                    critical.plain if critical is not None else "",
+                    0,
+                )
+            )
+        return " ".join(str(figure) for figure in figures)
 
 
 class Severity(nagiosplugin.Results):  # type: ignore[misc]  # the library has no types
@@ -1097,8 +1108,8 @@ class Severity(nagiosplugin.Results):  # type: ignore[misc]  # the library has n
         return _SERVICE_STATES[max(seen)]
 
     def verdicts(self) -> list[Verdict]:
-        """Every verdict, without the results of mere figures."""
-        return [it.hint for it in self.results if isinstance(it.hint, Verdict)]
+        """Every verdict."""
+        return [it.hint for it in self.results]
 
 
 class Phrases(nagiosplugin.Summary):  # type: ignore[misc]  # the library has no types
@@ -1144,7 +1155,6 @@ def check(options: Options, now: int, nodename: str) -> tuple[str, int]:
     run_check = nagiosplugin.Check(
         *(Subjects(subject, now, zfs) for subject in subjects),
         Judgement(options, now),
-        nagiosplugin.ScalarContext("figure"),
         Severity(),
         Phrases(options, notes),
     )
