@@ -706,3 +706,17 @@ def _(patch: Patch) -> None:
 @defect("the target is rotated where nothing was sent", "I1", "one of eight was written to")
 def _(patch: Patch) -> None:
     patch.setattr(rotating.Listing, "_is_whole", lambda self, *_: self.recursive)
+
+
+# --- runs for one of several targets --------------------------------------------------------------
+
+
+@defect("the targets that a run is not for need no base", "I1", "both in sync", "narrowed")
+def _(patch: Patch) -> None:
+    needs = rotating.needs
+
+    def of_the_run(source: SourceView, names: Names, known: Any, **words: bool) -> Any:
+        asked = {node: one for node, one in known.items() if one != rotating.NOTHING_KNOWN}
+        return needs(source, names, asked, **words)
+
+    patch.setattr(rotating, "needs", of_the_run)

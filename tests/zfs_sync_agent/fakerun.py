@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +150,17 @@ def _acquire(world: World, path: Path) -> Lock | int:
     if world.orphan is not None and path.name.endswith(f".{world.orphan.node}.lock"):
         return world.clock()
     return _lock()
+
+
+def run_for(node: str) -> type[execute.Run]:
+    """Return a run for one target: what a person named, or what its schedule is for."""
+
+    class RunForOne(execute.Run):
+        def __init__(self, context: Any, settings: Any, rec: Any, lock: Any, targets: Any) -> None:
+            chosen = [one for one in targets if one.node == node]
+            super().__init__(context, settings, rec, lock, chosen)
+
+    return RunForOne
 
 
 def run_agent(

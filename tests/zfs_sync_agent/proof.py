@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
-from zfs_sync_agent.execute import Outcome
+from zfs_sync_agent.execute import Outcome, Run
 from zfs_sync_agent.model import RETAINED
 
-from .fakerun import run_agent
+from .fakerun import run_agent, run_for
 from .fakezfs import Endless, World
 from .laws import PERSON, SOURCE, Guard, Violation
 from .worlds import LATE, RESUMABLE, STANDARD, Scenario
@@ -39,10 +39,11 @@ class Lab:
         Guard(state, self.resource)
         return state
 
-    def run(self, state: World, *, linger: bool = False) -> list[Outcome] | None:
+    def run(self, state: World, *, linger: bool = False, only: str = "") -> list[Outcome] | None:
         """Run once; return what became of the targets, None if it was killed.
 
-        `linger`: what a cut receive left unfinished goes away only after the run.
+        `linger`: what a cut receive left unfinished goes away only after the run. `only`: the
+        target that the run is for, where it is not for all.
         """
         COUNTS["runs"] += 1
         guard = state.watch
@@ -52,7 +53,12 @@ class Lab:
             state.tidy(cut)
         guard.begin()
         try:
-            outcomes = run_agent(state, self.resource, lazy_joins=self.scenario.late)
+            outcomes = run_agent(
+                state,
+                self.resource,
+                lazy_joins=self.scenario.late,
+                kind=run_for(only) if only else Run,
+            )
         except Violation:
             raise
         except (Exception, Endless) as error:
@@ -221,6 +227,21 @@ class Lab:
                 self.run(state)
                 self.settle(state, f"killed after {fuse}, the transfer goes on, {pace}")
 
+    def narrowed(self) -> Iterator[str]:
+        """Let runs be for one of several targets, and kill the second one at each of its steps."""
+        for node in self.nodes if len(self.nodes) > 1 else []:
+            state = self.start()
+            self.run(state, only=node)
+            first = state.steps
+            self.run(state, only=node)
+            for fuse in (None, *range(first, state.steps + 1)):
+                state = self.start()
+                self.run(state, only=node)
+                state.trouble.fuse = fuse
+                self.run(state, only=node)
+                yield ""
+                self.settle(state, f"for {node} only, then killed after {fuse}")
+
     def misled(self) -> Iterator[str]:
         """Let one command say what is not true, or nothing."""
         _, after = self.length()
@@ -273,6 +294,7 @@ FAULTS: dict[str, Callable[[Lab], Iterator[str]]] = {
     "killed": Lab.killed,
     "lost": Lab.lost,
     "orphaned": Lab.orphaned,
+    "narrowed": Lab.narrowed,
     "misled": Lab.misled,
     "worked": Lab.worked,
 }

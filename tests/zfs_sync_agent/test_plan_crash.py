@@ -68,6 +68,11 @@ def test_a_transfer_that_outlives_its_run_does_no_harm(situation: Scenario) -> N
 
 
 @cases(*STANDARD)
+def test_runs_for_one_target_leave_the_others_their_bases(situation: Scenario) -> None:
+    prove(situation, "narrowed")
+
+
+@cases(*STANDARD)
 def test_a_false_answer_or_none_is_never_taken_for_the_truth(situation: Scenario) -> None:
     prove(situation, "misled")
 

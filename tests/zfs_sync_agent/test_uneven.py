@@ -13,23 +13,15 @@ import pytest
 
 from check_zfs_sync.statefile import State
 from zfs_sync_agent import forget
-from zfs_sync_agent.execute import Outcome, Run
+from zfs_sync_agent.execute import Outcome
 from zfs_sync_agent.model import RETAINED, parse_nodes
 
-from .fakerun import FakeShell, run_agent
+from .fakerun import FakeShell, run_agent, run_for
 from .fakezfs import Dataset, World
 from .notation import SRC
 from .worlds import EIGHT, ONE, TWO, Holdings, claimed, resource_for, worked, world
 
 NEVER_LATE = 10**9
-
-
-class OnlyTheFirst(Run):
-    """A run for which the operator named one target, or which finds the other one busy."""
-
-    def __init__(self, context: Any, settings: Any, rec: Any, lock: Any, targets: Any) -> None:
-        first = [one for one in targets if one.node == ONE[0]]
-        super().__init__(context, settings, rec, lock, first)
 
 
 def errors(outcomes: Sequence[Outcome] | None) -> list[str]:
@@ -82,7 +74,7 @@ def test_forget_leaves_the_snapshots_that_other_targets_hold(
         run_agent(state, both)
         state.mend()
     else:
-        run_agent(state, both, kind=OnlyTheFirst)
+        run_agent(state, both, kind=run_for(ONE[0]))
     monkeypatch.setattr(forget, "Shell", lambda node, _ssh: FakeShell(state, node))
     left = resource_for(ONE, sync_max_delay=NEVER_LATE, send_changed=few)
     told = State("z3", "sync#1", "osol1", "osol1", SRC, 90000, "0", state.state)
@@ -98,7 +90,7 @@ def test_runs_for_one_of_two_targets_keep_two_bases_at_most_for_the_other() -> N
     both = resource_for(TWO, sync_max_delay=NEVER_LATE, send_changed=True)
     for number in range(20):
         worked(state, "abcdefg"[number % 7])
-        assert not errors(run_agent(state, both, kind=OnlyTheFirst))
+        assert not errors(run_agent(state, both, kind=run_for(ONE[0])))
         value, _ = state.pools["osol1"][SRC].props[RETAINED]
         assert len(parse_nodes(value)) <= 2
     state.log.clear()
