@@ -711,7 +711,7 @@ def _(patch: Patch) -> None:
 # --- runs for one of several targets --------------------------------------------------------------
 
 
-@defect("the targets that a run is not for need no base", "I1", "both in sync", "narrowed")
+@defect("the targets that a run is not for need no base", "I2", "both in sync", "narrowed")
 def _(patch: Patch) -> None:
     needs = rotating.needs
 
