@@ -22,7 +22,7 @@ from .peers import CONNECTION, OURS, SEQUENCE, TOOLS, Contender
 from .place import Place
 from .works import RATE_MBIT, Work
 
-# Where an emulated machine needs a second for a dataset, and half a one for a megabyte.
+# An emulated machine needs almost a second for a dataset, and a fifth of one for a megabyte.
 FIRST_SECONDS, FIRST_SECONDS_EACH = 600, 4  # for a first synchronization, which is not measured
 RUN_SECONDS, RUN_SECONDS_EACH = 300, 2
 

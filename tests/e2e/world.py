@@ -276,8 +276,9 @@ class World:
     def assert_tidy(self, *targets: Node) -> None:
         """Assert that only @sent is left of own snapshots, and no kept base in the property."""
         kept = self.retained()
-        log = "\n".join(self.source.log()[-100:])
-        assert kept in {"-", ""}, f"kept: {kept}, held: {self.source.holds()}, log:\n{log}"
+        assert kept in {"-", ""}, f"kept: {kept}, held: {self.source.holds()}\nlog:\n" + "\n".join(
+            self.source.log()[-100:]
+        )
         for node, root in [(self.source, self.src), *((t, self.dst) for t in targets)]:
             own = {name.partition("@")[2] for name in node.guids(root)}
             assert {name for name in own if name.startswith(("sent", "tosend"))} == {"sent"}
